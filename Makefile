@@ -21,3 +21,18 @@ $(READY): requirements.txt constraints.txt pyproject.toml package.json package-l
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	PATH="$(abspath $(VENV)/bin):$$PATH" npm ci --silent --no-audit --no-fund
 	@touch $@
+
+.PHONY: setup
+setup: $(READY) ## install what everything needs into .venv
+
+# A stale notebook is refused: the site shows what was checked.
+.PHONY: book
+book: $(READY) ## render the site to _build/html
+	$(PY) -m press.notebooks --check
+	$(PY) -m press.pages
+	PYTHONPATH=. $(VENV)/bin/jupyter-book build --nitpick --warningiserror --keep-going -q .
+	@echo "Open _build/html/index.html"
+
+.PHONY: notebooks
+notebooks: $(READY) ## run the chapters whose notebooks are stale
+	$(PY) -m press.notebooks

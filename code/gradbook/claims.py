@@ -1,20 +1,22 @@
 """Claims: a statement of the text, measured, and held against a bound that can fail.
 
-A claim compares a *measured* number with a *bound*. It raises when the bound is missed. When it holds
-it shows one line of plain text that is the same on every device (what a notebook check compares) beside
-an HTML box with the measured value (what a reader sees) and a record of both in the output's metadata
-(what the ledger is built from).
+A claim compares a *measured* number with a *bound*. It raises when the bound is missed. When it
+holds it shows one line of plain text that is the same on every device (what a notebook check
+compares) beside an HTML box with the measured value (what a reader sees) and a record of both in
+the output's metadata (what the ledger is built from).
 """
 
 import html
 import inspect
 import math
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 METADATA_KEY = "gradbook"
+_SIGNS = {"equals": "=", "at_least": "≥", "at_most": "≤"}
 
 
 class ClaimError(AssertionError):
@@ -65,10 +67,12 @@ def claim(
 ) -> None:
     """Hold a measured value against a bound; show the claim when it holds.
 
-    Exactly one of ``equals``, ``at_least`` and ``at_most`` states the bound. With ``stderr`` the measured
-    value is an estimate: ``equals`` then asks |measured - equals| <= z * stderr, and ``at_least`` or
-    ``at_most`` ask that the estimate clears the bound by z standard errors. Without it, ``equals`` asks
-    |measured - equals| <= atol + rtol * |equals|, with atol = rtol = 1e-10 unless either is given.
+    Exactly one of ``equals``, ``at_least`` and ``at_most`` states the bound. With ``stderr`` the
+    measured value is an estimate and must be finite: ``equals`` then asks
+    ``abs(measured - equals) <= z * stderr``, and ``at_least`` or ``at_most`` ask that the estimate
+    clears the bound by z standard errors. Without it, ``equals`` asks
+    ``abs(measured - equals) <= atol + rtol * abs(equals)``, with atol = rtol = 1e-10 unless either
+    is given; an infinite ``equals`` is met by itself alone.
 
     Args:
         label: a label of the chapter: a theorem, equation, exercise, or a marked sentence.
@@ -84,7 +88,8 @@ def claim(
 
     Raises:
         ClaimError: if the bound is missed, or ``measured`` is not a number.
-        ValueError: if the claim is not well posed: no bound, two bounds, or a bound that cannot fail.
+        ValueError: if the claim is not well posed: no bound, two bounds, a bound that cannot fail,
+            or a label or statement that is not one line of words.
     """
     bounds = {"equals": equals, "at_least": at_least, "at_most": at_most}
     given = {name: _number(name, value) for name, value in bounds.items() if value is not None}
@@ -93,6 +98,7 @@ def claim(
     name, target = next(iter(given.items()))
     value = _number("measured", measured)
     error = None if stderr is None else _number("stderr", stderr)
+    _check_words(label, statement)
     _check_posed(name, target, error, rtol, atol, z)
     if error is not None:
         kind, (holds, bound) = "statistical", _statistical(name, value, target, error, z)
@@ -101,7 +107,7 @@ def claim(
     else:
         kind, (holds, bound) = "bound", _one_sided(name, value, target)
     if not holds:
-        raise ClaimError(_failure(label, statement, value, error, bound))
+        raise ClaimError(_failure(label, statement, value, target, error, bound))
     _publish(Claim(label, statement, kind, value, error, bound))
 
 
@@ -114,8 +120,9 @@ def argued(label: str, statement: str, reason: str) -> None:
         reason: why it holds, and why it cannot be measured.
 
     Raises:
-        ValueError: if the reason is empty.
+        ValueError: if the reason is empty, or the label or statement is not one line of words.
     """
+    _check_words(label, statement)
     if not reason.strip():
         raise ValueError("reason: an argued claim must give its argument")
     _publish(Claim(label, statement, "argued", None, None, reason))
@@ -123,9 +130,20 @@ def argued(label: str, statement: str, reason: str) -> None:
 
 def _number(name: str, value: Any) -> float:
     try:
-        return float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+        # item() and not float(): torch warns when float() meets a tensor that requires a gradient.
+        plain = value.item() if hasattr(value, "item") else value
+        if isinstance(plain, str):
+            raise TypeError("a string is not a measurement")
+        return float(plain)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{name}: must be a number or hold one element, got {value!r}") from error
+
+
+def _check_words(label: str, statement: str) -> None:
+    """A claim's plain text is one line that starts with its label."""
+    for name, words in (("label", label), ("statement", statement)):
+        if len(words.splitlines()) != 1 or not words.strip():
+            raise ValueError(f"{name}: must be one line of words, got {words!r}")
 
 
 def _check_posed(
@@ -155,12 +173,16 @@ def _check_posed(
 def _statistical(
     name: str, value: float, target: float, stderr: float, z: float
 ) -> tuple[bool, str]:
-    slack = f"{z:g} standard errors of {stderr:.2g}"
+    word = "within" if name == "equals" else "by"
+    bound = f"{_SIGNS[name]} {_show(target)} {word} {z:g} standard errors of {stderr:.2g}"
     if name == "equals":
-        return abs(value - target) <= z * stderr, f"= {_show(target)} within {slack}"
-    if name == "at_least":
-        return value - z * stderr >= target, f"≥ {_show(target)} by {slack}"
-    return value + z * stderr <= target, f"≤ {_show(target)} by {slack}"
+        holds = abs(value - target) <= z * stderr
+    elif name == "at_least":
+        holds = value - z * stderr >= target
+    else:
+        holds = value + z * stderr <= target
+    # A diverged estimate would clear any one-sided bound.
+    return holds and math.isfinite(value), bound
 
 
 def _exact(
@@ -169,28 +191,40 @@ def _exact(
     if rtol is None and atol is None:
         rtol = atol = 1e-10
     rtol, atol = rtol or 0.0, atol or 0.0
-    holds = value == target or abs(value - target) <= atol + rtol * abs(target)
-    parts = [f"{t:.1g} {word}" for t, word in ((rtol, "relative"), (atol, "absolute")) if t]
+    # An infinite target would stretch a relative tolerance over every number.
+    near = math.isfinite(target) and abs(value - target) <= atol + rtol * abs(target)
+    holds = value == target or near
+    parts = [f"{t:g} {word}" for t, word in ((rtol, "relative"), (atol, "absolute")) if t]
     bound = f"= {_show(target)} within {' + '.join(parts) or '0'}"
     return ("approximate" if max(rtol, atol) >= 1e-7 else "exact"), (holds, bound)
 
 
 def _one_sided(name: str, value: float, target: float) -> tuple[bool, str]:
-    if name == "at_least":
-        return value >= target, f"≥ {_show(target)}"
-    return value <= target, f"≤ {_show(target)}"
+    holds = value >= target if name == "at_least" else value <= target
+    return holds, f"{_SIGNS[name]} {_show(target)}"
 
 
 def _show(value: float) -> str:
     return f"{value:.6g}"
 
 
-def _failure(label: str, statement: str, value: float, stderr: float | None, bound: str) -> str:
+def _failure(
+    label: str,
+    statement: str,
+    value: float,
+    target: float,
+    stderr: float | None,
+    bound: str,
+) -> str:
+    # Six digits show a bound; beside 1e-10 only the distance tells the two numbers apart.
+    distance = abs(value - target)
     spread = "" if stderr is None else f" ± {stderr:.2g}"
+    units = "" if stderr is None else f" ({distance / stderr:.2g} standard errors)"
     return (
         f"claim {label} does not hold: {statement}\n"
         f"  measured  {value:.10g}{spread}\n"
         f"  bound     {bound}\n"
+        f"  distance  {distance:.2g}{units}\n"
         f"  where     {_where()}"
     )
 
@@ -200,13 +234,14 @@ def _where() -> str:
     for frame in inspect.stack():
         if frame.frame.f_globals.get("__name__") != __name__:
             line = (frame.code_context or [""])[0].strip()
-            return f"{_cell(frame.frame.f_globals)}line {frame.lineno}: {line}"
+            place = _cell(frame.frame.f_globals) or os.path.basename(frame.filename)
+            return f"{place}, line {frame.lineno}: {line}"
     return "unknown"
 
 
 def _cell(namespace: dict) -> str:
     inputs = namespace.get("In")
-    return f"cell {len(inputs) - 1}, " if isinstance(inputs, list) else ""
+    return f"cell {len(inputs) - 1}" if isinstance(inputs, list) else ""
 
 
 def _json(value: Any) -> Any:
@@ -225,14 +260,16 @@ def _box(result: Claim) -> str:
         )
     mark = "∴" if result.kind == "argued" else "✓"
     return (
-        f'<div class="claim claim-{result.kind}"><span class="claim-mark">{mark}</span>'
-        f'<span class="claim-statement">{html.escape(result.statement)}</span>'
+        # The style is for notebooks outside the site, which have no sheet of ours.
+        f'<div class="claim claim-{result.kind}" style="border-left:3px solid #1a7f5a;'
+        f'padding:.2em .8em;margin:.3em 0"><span class="claim-mark">{mark}</span> '
+        f'<span class="claim-statement">{html.escape(result.statement)}</span> '
         f'<span class="claim-figures">{figures}</span></div>'
     )
 
 
 def _publish(result: Claim) -> None:
-    """Show the claim where there is a notebook; elsewhere (a test, a script) it has done its work."""
+    """Show the claim in a notebook; elsewhere, in a test or a script, it has done its work."""
     ipython = sys.modules.get("IPython")
     shell: Callable[[], Any] = getattr(ipython, "get_ipython", lambda: None)
     if shell() is not None:

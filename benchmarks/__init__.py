@@ -1,0 +1,1 @@
+"""Side-by-side timings against the libraries that people use."""

@@ -1,0 +1,1 @@
+"""The press: what turns hand-written chapters into a checked book."""

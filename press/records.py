@@ -1,0 +1,254 @@
+"""Run the experiments too long for a page: ``python -m press.records``, or ``make records``.
+
+An experiment is a module in ``gradbook.experiments`` with ``SEEDS``, ``data_digest()``,
+``run(seed)`` and, where it has a yardstick, ``reference()``. Its record is stale when the module's
+own file or its data have changed since it ran. Other modules do not count: a page guards them by
+running one short seed live.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from gradbook import device
+from press.paths import CODE, RECORDS
+
+EXPERIMENTS = CODE / "gradbook" / "experiments"
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyro-ppl")
+DIGITS = 6
+
+
+def experiments(folder: Path = EXPERIMENTS) -> list[Path]:
+    """List the experiments.
+
+    Args:
+        folder: where their modules are.
+
+    Returns:
+        The modules' files in alphabetical order.
+    """
+    return [path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")]
+
+
+def load_experiment(path: Path) -> ModuleType:
+    """Import an experiment from its file.
+
+    Args:
+        path: the module's file.
+
+    Returns:
+        The module.
+
+    Raises:
+        ValueError: if it lacks a part of an experiment.
+    """
+    spec = importlib.util.spec_from_file_location(f"gradbook.experiments.{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for part in ("SEEDS", "data_digest", "run"):
+        if not hasattr(module, part):
+            raise ValueError(f"{path.name}: an experiment needs {part}")
+    return module
+
+
+def digests(path: Path) -> dict[str, str]:
+    """Summarize what a record depends on.
+
+    Args:
+        path: the experiment's file.
+
+    Returns:
+        The SHA-256 of the file as ``experiment``, and what its ``data_digest()`` says as ``data``.
+    """
+    experiment = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"experiment": experiment, "data": load_experiment(path).data_digest()}
+
+
+def fault(record: dict[str, Any] | None, now: dict[str, str]) -> str:
+    """Say in words what is wrong with a record.
+
+    Args:
+        record: the record, or None where there is none.
+        now: the digests of today, from :func:`digests`.
+
+    Returns:
+        The fault, or an empty string for a record that can be trusted.
+    """
+    if record is None:
+        return "has no record"
+    changed = [part for part, digest in now.items() if record["digests"].get(part) != digest]
+    if changed:
+        return f"is stale: its {' and its '.join(changed)} changed since it ran"
+    return "" if record["runs"] else "holds no run"
+
+
+def read(name: str, folder: Path = RECORDS) -> dict[str, Any] | None:
+    """Read a record.
+
+    Args:
+        name: the experiment's name.
+        folder: the folder of records.
+
+    Returns:
+        The record, or None where there is none.
+    """
+    path = folder / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def update(path: Path, record: dict[str, Any] | None, where: torch.device) -> dict[str, Any]:
+    """Run an experiment and put the run into its record, beside those of other devices.
+
+    A stale record is dropped whole: its other runs measured another experiment.
+
+    Args:
+        path: the experiment's file.
+        record: the record so far, or None.
+        where: the device that the experiment runs on.
+
+    Returns:
+        The new record, with numbers rounded to six significant digits.
+    """
+    now, module = digests(path), load_experiment(path)
+    command = f"python -m press.records {path.stem}"
+    kept = {} if fault(record, now) else record
+    new = {"command": command, "digests": now, **kept, "runs": dict(kept.get("runs", {}))}
+    seeds = tqdm(module.SEEDS, desc=path.stem, unit="seed", disable=None)
+    run = stamped(lambda: {str(seed): module.run(seed) for seed in seeds}, where)
+    new["runs"][where.type] = run
+    if hasattr(module, "reference") and "reference" not in new:
+        new["reference"] = stamped(module.reference, torch.device("cpu"))
+    return rounded(new)
+
+
+def stamped(work: Callable[[], Any], where: torch.device) -> dict[str, Any]:
+    """Run something and note when, how long, on what machine and with which versions.
+
+    Args:
+        work: a function that returns results.
+        where: the device that it runs on.
+
+    Returns:
+        ``results``, ``seconds``, ``date`` (UTC), ``device``, ``machine`` and ``versions``.
+    """
+    start = time.perf_counter()
+    results = work()
+    threads = torch.get_num_threads()
+    return {
+        "seconds": round(time.perf_counter() - start, 1),
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
+        "machine": f"{os.cpu_count()} CPUs, {platform.machine()}, torch threads: {threads}",
+        "versions": versions(),
+        "results": results,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Name the versions of Python and of the packages that the numbers come from.
+
+    Returns:
+        Version by name; a package that is not installed is left out.
+    """
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def rounded(value: Any, digits: int = DIGITS) -> Any:
+    """Round every float of a nested record; JSON has no infinities or NaN, they become null.
+
+    Args:
+        value: dicts, lists, numbers, strings.
+        digits: significant digits to keep.
+
+    Returns:
+        The same structure.
+    """
+    if isinstance(value, dict):
+        return {key: rounded(item, digits) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item, digits) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.{digits}g}") if math.isfinite(value) else None
+    return value
+
+
+def to_json(record: dict[str, Any]) -> str:
+    """Write a record with each list of numbers on one line, so that changes can be read.
+
+    Args:
+        record: the record.
+
+    Returns:
+        The text of the file.
+    """
+    text = json.dumps(record, indent=1, allow_nan=False)
+    return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n"
+
+
+def main(
+    arguments: list[str] | None = None,
+    folder: Path = EXPERIMENTS,
+    records: Path = RECORDS,
+) -> int:
+    """Run what is missing or stale, or with ``--check`` only name it.
+
+    Args:
+        arguments: the command line; names force these experiments to run.
+        folder: where the experiments are.
+        records: where the records are.
+
+    Returns:
+        The exit status: 1 if ``--check`` found a fault.
+    """
+    parser = argparse.ArgumentParser(prog="python -m press.records", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run in any case")
+    parser.add_argument("--check", action="store_true", help="name stale records; run nothing")
+    chosen = parser.parse_args(arguments)
+    paths = {path.stem: path for path in experiments(folder)}
+    if unknown := sorted(set(chosen.names) - set(paths)):
+        parser.error(f"no such experiment: {', '.join(unknown)}")
+    if chosen.check:
+        return _check(paths, records)
+    for name, path in paths.items():
+        record = read(name, records)
+        missing = fault(record, digests(path)) or device().type not in record["runs"]
+        if name in chosen.names or (missing and not chosen.names):
+            records.mkdir(exist_ok=True)
+            text = to_json(update(path, record, device()))
+            (records / f"{name}.json").write_text(text)
+            print(f"wrote {name}.json, {len(text) / 1000:.0f} kB")
+    return 0
+
+
+def _check(paths: dict[str, Path], records: Path) -> int:
+    faults = {name: fault(read(name, records), digests(path)) for name, path in paths.items()}
+    for name, words in faults.items():
+        if words:
+            print(f"{name} {words}: run `make records`", file=sys.stderr)
+    return int(any(faults.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
