@@ -7,7 +7,6 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # One thread for each of two workers: more threads on two cores only wait for each other.
 export OMP_NUM_THREADS := 1
-export MPLBACKEND := agg
 
 .PHONY: help
 help: ## list the targets
@@ -36,3 +35,62 @@ book: $(READY) ## render the site to _build/html
 .PHONY: notebooks
 notebooks: $(READY) ## run the chapters whose notebooks are stale
 	$(PY) -m press.notebooks
+
+# Two workers of one thread each; a notebook stays whole on one kernel.
+PYTEST := $(PY) -m pytest
+NBVAL := IPYTHONDIR=$(abspath press/ipython) $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 \
+	--nbval-kernel-startup-timeout 180 -p no:cacheprovider --dist loadfile --durations 5
+
+.PHONY: lint
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+.PHONY: check
+check: $(READY) lint ## the fast half of the tests, for every save
+	$(PY) -m press.notebooks --check
+	$(PY) -m press.records --check
+	$(PY) -m press.audit
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" --ignore tests/press/test_site.py
+
+.PHONY: test
+test: $(READY) lint book ## check everything: modules, press, every chapter again, the site in a browser
+	$(PY) -m press.records --check
+	$(PY) -m press.audit
+	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
+	$(PYTEST) -n 2 --dist loadfile
+
+# One notebook at a time on a GPU: two kernels would fight over its memory.
+WORKERS ?= $(if $(filter cuda%,$(DEVICE)),1,2)
+ifdef DEVICE
+export GRADBOOK_DEVICE := $(DEVICE)
+endif
+
+.PHONY: records
+records: $(READY) ## run the experiments whose records are stale (up to 30 minutes each)
+	$(PY) -m press.records
+
+.PHONY: data
+data: $(READY) ## bring the data sets that come in no Python package into .cache/data
+	$(PY) -m press.fetch
+
+.PHONY: mutants
+mutants: $(READY) ## break the code on purpose; every mutant must turn a test or a claim red
+	$(PY) -m press.mutants
+
+.PHONY: bench
+bench: $(READY) ## time the modules beside their peers and print a Markdown table
+	$(PY) -m benchmarks
+
+.PHONY: serve
+serve: book ## serve the site at http://localhost:8000
+	$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+.PHONY: lock
+lock: $(READY) ## pin what the requirements bring along
+	$(PY) -m pip freeze --exclude-editable | grep -v '^torch==' > constraints.txt
+
+.PHONY: clean
+clean: ## remove what was built; keep .venv and .cache
+	rm -rf _build chapters/claims.md chapters/theorems.md
+	find . -name __pycache__ -not -path './.venv/*' -not -path './node_modules/*' -prune -exec rm -rf {} +

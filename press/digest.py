@@ -3,6 +3,7 @@
 import ast
 import hashlib
 from collections.abc import Iterable, Iterator
+from importlib.util import resolve_name
 from pathlib import Path
 
 import jupytext
@@ -28,7 +29,9 @@ def modules_of(markdown: str, code: Path = CODE) -> set[str]:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            waiting.extend(_imports(_path(name, code).read_text(), code))
+            path = _path(name, code)
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            waiting.extend(_imports(path.read_text(), code, package))
     return found
 
 
@@ -59,13 +62,14 @@ def _code_of(markdown: str) -> str:
     return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
 
-def _imports(source: str, code: Path) -> Iterator[str]:
-    """Yield the modules of the package that a source text names in its import statements."""
+def _imports(source: str, code: Path, package: str = "") -> Iterator[str]:
+    """Yield the modules that a source text imports; relative names start at ``package``."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names: Iterable[str] = (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.ImportFrom):
+            base = resolve_name("." * node.level + (node.module or ""), package)
+            names = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         else:
             continue
         for name in names:

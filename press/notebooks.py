@@ -1,4 +1,7 @@
-"""Run the chapters whose notebooks are stale: ``python -m press.notebooks [--check] [NAME ...]``."""
+"""Run the chapters whose notebooks are stale.
+
+``python -m press.notebooks [--check] [NAME ...]``
+"""
 
 import argparse
 import datetime
@@ -25,6 +28,8 @@ KERNEL_ENVIRONMENT = {
     # One thread, and warnings from our own modules are errors (press/ipython).
     "OMP_NUM_THREADS": "1",
     "IPYTHONDIR": str(ROOT / "press" / "ipython"),
+    # A shell that names another backend would leave the page without its figures.
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
 }
 
 
@@ -65,7 +70,7 @@ def run(page: Path) -> nbformat.NotebookNode:
         kernel_name="python3",
         record_timing=False,
         resources={"metadata": {"path": str(page.parent)}},
-        # Over TCP the kernel would warn, once a notebook, that its loopback sockets are not encrypted.
+        # Over TCP the kernel would warn that its loopback sockets are not encrypted.
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
     started = time.perf_counter()
@@ -125,12 +130,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="chapters to run even if fresh")
     options = parser.parse_args(arguments)
     pages = [CHAPTERS / f"{name}.md" for name in options.names]
-    stale = pages or [page for page in executed_chapters() if is_stale(page)]
+    stale = [page for page in pages or executed_chapters() if is_stale(page)]
     if options.check:
         for page in stale:
             print(f"stale: {page.relative_to(ROOT)} (make notebooks runs it)")
         return int(bool(stale))
-    for page in stale:
+    for page in pages or stale:
         try:
             notebook = run(page)
         except CellExecutionError as error:

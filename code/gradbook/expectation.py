@@ -58,10 +58,8 @@ def enumerated(values: Tensor, log_probs: Tensor) -> Tensor:
             to 1 within the square root of the precision.
     """
     if values.shape != log_probs.shape:
-        raise ValueError(
-            f"values, log_probs: shapes differ, {tuple(values.shape)} "
-            f"and {tuple(log_probs.shape)}"
-        )
+        shapes = f"{tuple(values.shape)} and {tuple(log_probs.shape)}"
+        raise ValueError(f"values, log_probs: shapes differ, {shapes}")
     probs = log_probs.exp()
     total = float(probs.detach().sum())
     if not abs(total - 1) <= math.sqrt(torch.finfo(probs.dtype).eps):
@@ -90,13 +88,16 @@ def gauss_hermite(
         E f(z) for z ~ N(loc, scale^2), [...].
 
     Raises:
-        ValueError: if the order is below 1 or a scale is not positive.
+        ValueError: if the order is below 1, loc holds integers, or a scale
+            is not positive.
 
     Source: Golub and Welsch 1969; nodes and weights from
     ``numpy.polynomial.hermite_e``.
     """
     if order < 1:
         raise ValueError(f"order: must be at least 1, got {order}")
+    if not loc.is_floating_point():
+        raise ValueError(f"loc: must be floating-point, got {loc.dtype}")
     if not bool((scale > 0).all()):
         raise ValueError("scale: must be positive")
     rule = np.polynomial.hermite_e.hermegauss(order)
@@ -112,8 +113,8 @@ def central_difference(
 ) -> Tensor:
     """Differentiate a scalar function by central differences.
 
-    The error is step^2 |f'''| / 6 from truncation plus about
-    eps |f| / step from rounding.
+    With M a bound on the third derivative and u one on the rounding of
+    a value, the error is at most ``step**2 * M / 6 + u / step``.
 
     Args:
         function: maps theta to a scalar.
@@ -124,13 +125,15 @@ def central_difference(
         The gradient, shaped as theta.
 
     Raises:
-        ValueError: if the step is not positive.
+        ValueError: if theta holds integers, or the step is not positive.
     """
+    if not theta.is_floating_point():
+        raise ValueError(f"theta: must be floating-point, got {theta.dtype}")
     if step is None:
         step = torch.finfo(theta.dtype).eps ** (1 / 3)
     if not step > 0:
         raise ValueError(f"step: must be positive, got {step}")
-    theta = theta.detach()
+    theta = theta.detach().contiguous()  # view(-1) needs one stride
     gradient = torch.empty_like(theta)
     for index in range(theta.numel()):
         shift = torch.zeros_like(theta)
@@ -156,7 +159,10 @@ def monte_carlo(values: Tensor) -> Estimate:
     count = len(values)
     if count < 2:
         raise ValueError(f"values: need at least two draws, got {count}")
-    return Estimate(values.mean(0), values.std(0) / math.sqrt(count))
+    mean = values.mean(0)
+    # Not values.std(0): it warns where the other axes are empty.
+    variance = (values - mean).square().sum(0) / (count - 1)
+    return Estimate(mean, (variance / count).sqrt())
 
 
 def moving_support(
@@ -206,7 +212,5 @@ def _slope(value: Tensor, theta: Tensor) -> Tensor:
     """Differentiate; a value that does not depend on theta has slope 0."""
     if not value.requires_grad:
         return torch.zeros_like(theta)
-    (slope,) = torch.autograd.grad(
-        value, theta, retain_graph=True, materialize_grads=True
-    )
+    (slope,) = torch.autograd.grad(value, theta, retain_graph=True, materialize_grads=True)
     return slope

@@ -27,8 +27,8 @@ def load(name: str) -> dict[str, Any]:
         name: the experiment's name.
 
     Returns:
-        The record: ``command``, ``digests``, ``reference``, and ``runs`` by device. The reference
-        and each run hold ``results``, ``seconds``, ``date``, ``device``, ``machine`` and
+        The record, with keys ``command``, ``digests``, ``reference``, and ``runs`` by device. The
+        reference and each run hold ``results``, ``seconds``, ``date``, ``device``, ``machine`` and
         ``versions``; the results of a run are kept by seed.
 
     Raises:

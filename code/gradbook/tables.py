@@ -21,6 +21,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4)
 
     if wrong := [row for row in rows if len(row) != len(header)]:
         raise ValueError(f"rows: {wrong[0]} has not {len(header)} cells")
-    cells = [[float(x) if hasattr(x, "item") else x for x in row] for row in rows]
+    # item() and not float(): torch warns when float() meets a tensor that requires a gradient.
+    cells = [[x.item() if hasattr(x, "item") else x for x in row] for row in rows]
     text = tabulate(cells, header, tablefmt="github", floatfmt=f".{digits}g")
     display(Markdown(text))

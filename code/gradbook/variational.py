@@ -47,7 +47,7 @@ def elbo(
         noise: standard normal, [S, d].
 
     Returns:
-        A scalar: mean of the target over the draws, plus the entropy.
+        The mean of the target over the draws, plus the entropy.
 
     Source: D. P. Kingma and M. Welling, 2014, "Auto-encoding variational
     Bayes", section 2.3.

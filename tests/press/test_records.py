@@ -1,0 +1,202 @@
+import json
+import math
+
+import pytest
+import torch
+
+from gradbook import records as reader
+from press import records
+
+EXPERIMENT = """
+SEEDS = (0, 1)
+
+def data_digest():
+    return "{data}"
+
+def run(seed):
+    return {{"value": {value} + seed, "curve": [1 / 3, seed]}}
+"""
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def rooms(tmp_path, monkeypatch):
+    """An experiment of two quick seeds, and an empty folder of records."""
+    monkeypatch.setattr(records, "device", lambda: CPU)
+    experiments = tmp_path / "experiments"
+    experiments.mkdir()
+    (experiments / "__init__.py").write_text("")
+    write(experiments / "quick.py")
+    return experiments, tmp_path / "records"
+
+
+def write(path, data="d0", value=10, extra=""):
+    path.write_text(EXPERIMENT.format(data=data, value=value) + extra)
+
+
+def check(rooms, capsys):
+    status = records.main(["--check"], *rooms)
+    return status, capsys.readouterr().err
+
+
+def test_a_run_makes_a_fresh_record_that_a_page_can_load(rooms, capsys, monkeypatch):
+    experiments, folder = rooms
+    assert check(rooms, capsys) == (1, "quick has no record: run `make records`\n")
+    assert records.main([], *rooms) == 0
+    assert check(rooms, capsys) == (0, "")
+    below = folder.parent / "chapters"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    record = reader.load("quick")
+    assert record["command"] == "python -m press.records quick"
+    run = record["runs"]["cpu"]
+    assert run["results"] == {
+        "0": {"value": 10, "curve": [0.333333, 0]},
+        "1": {"value": 11, "curve": [0.333333, 1]},
+    }
+    assert run["device"] == "cpu"
+    assert {"python", "torch", "numpy"} <= set(run["versions"])
+    assert run["seconds"] >= 0
+    assert "reference" not in record
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"value": 11}, "its experiment changed"),
+        ({"extra": "# a comment counts too\n"}, "its experiment changed"),
+        ({"data": "d1"}, "its experiment and its data changed"),
+    ],
+)
+def test_a_changed_experiment_is_stale_until_it_runs_again(rooms, capsys, change, words):
+    records.main([], *rooms)
+    write(rooms[0] / "quick.py", **change)
+    status, said = check(rooms, capsys)
+    assert status == 1
+    assert said == f"quick is stale: {words} since it ran: run `make records`\n"
+    records.main([], *rooms)
+    assert check(rooms, capsys) == (0, "")
+
+
+def test_changed_data_alone_are_stale(rooms, capsys):
+    """The experiment's file stays as it is; the file of data that it reads changes."""
+    data = rooms[0].parent / "data.csv"
+    data.write_text("1,2")
+    source = (
+        (rooms[0] / "quick.py")
+        .read_text()
+        .replace('"d0"', f"__import__('pathlib').Path({str(data)!r}).read_text()")
+    )
+    (rooms[0] / "quick.py").write_text(source)
+    records.main([], *rooms)
+    assert check(rooms, capsys) == (0, "")
+    data.write_text("1,3")
+    assert check(rooms, capsys)[1].startswith("quick is stale: its data changed")
+
+
+def test_a_fresh_record_is_not_run_again_unless_it_is_named(rooms):
+    records.main([], *rooms)
+    path = rooms[1] / "quick.json"
+    path.write_text(path.read_text().replace('"value": 10', '"value": 999'))
+    records.main([], *rooms)
+    assert "999" in path.read_text()
+    records.main(["quick"], *rooms)
+    assert "999" not in path.read_text()
+
+
+def test_an_unknown_name_is_refused(rooms):
+    with pytest.raises(SystemExit, match="2"):
+        records.main(["slow"], *rooms)
+
+
+def test_a_run_on_another_device_stands_beside_the_first(rooms, monkeypatch):
+    records.main([], *rooms)
+    monkeypatch.setattr(records, "device", lambda: torch.device("meta"))
+    records.main([], *rooms)
+    assert list(records.read("quick", rooms[1])["runs"]) == ["cpu", "meta"]
+    write(rooms[0] / "quick.py", value=20)
+    records.main([], *rooms)
+    assert list(records.read("quick", rooms[1])["runs"]) == ["meta"]
+
+
+def test_the_reference_is_computed_once_for_all_devices(rooms, monkeypatch):
+    place = rooms[0].parent / "place"
+    place.mkdir()
+    body = f"return {{'calls': len(__import__('os').listdir({str(place)!r}))}}"
+    write(rooms[0] / "quick.py", extra=f"\ndef reference():\n    {body}\n")
+    records.main([], *rooms)
+    (place / "later").touch()
+    monkeypatch.setattr(records, "device", lambda: torch.device("meta"))
+    records.main([], *rooms)
+    record = records.read("quick", rooms[1])
+    assert list(record["runs"]) == ["cpu", "meta"]
+    assert record["reference"]["results"] == {"calls": 0}
+
+
+def test_missing_data_are_a_fault_in_words(rooms, capsys):
+    source = (rooms[0] / "quick.py").read_text()
+    raising = source.replace('return "d0"', 'raise FileNotFoundError("run `make setup`")')
+    (rooms[0] / "quick.py").write_text(raising)
+    status, said = check(rooms, capsys)
+    assert status == 1
+    assert said == "quick cannot be checked: run `make setup`\n"
+
+
+def test_an_experiment_without_its_parts_is_refused(rooms):
+    (rooms[0] / "quick.py").write_text("SEEDS = ()\n")
+    with pytest.raises(ValueError, match="quick.py: an experiment needs data_digest"):
+        records.main([], *rooms)
+
+
+def test_rounding_keeps_six_significant_digits_and_writes_null_for_no_number():
+    value = {"a": [123456.789, 1.23456789e-9, 7, math.inf, math.nan], "b": "1.23456789"}
+    assert records.rounded(value) == {"a": [123457.0, 1.23457e-9, 7, None, None], "b": "1.23456789"}
+
+
+def test_lists_of_numbers_stand_on_one_line_and_read_back():
+    record = {"rows": [[1.5, 2], [3, None]], "names": ["a [cm]", "b  c"], "empty": []}
+    text = records.to_json(record)
+    assert json.loads(text) == record
+    assert "[1.5, 2]" in text
+
+
+def test_load_names_the_command_that_brings_a_missing_record(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"no records/absent.json .* run `make records`"):
+        reader.load("absent")
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "broken.json").write_text("{")
+    with pytest.raises(ValueError, match="damaged: run `make records`"):
+        reader.load("broken")
+
+
+def test_across_seeds_stacks_one_quantity():
+    results = {"0": {"a": {"b": [1, 2.5]}}, "1": {"a": {"b": [None, 4]}}}
+    record = {"runs": {"cpu": {"results": results}}}
+    found = reader.across_seeds(record, "a", "b")
+    expected = torch.tensor([[1, 2.5], [math.nan, 4]], dtype=torch.float64)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+    with pytest.raises(KeyError):
+        reader.across_seeds(record, "a", "b", device="cuda")
+
+
+def test_spread_covers_one_more_seed_as_often_as_it_says():
+    """(new - mean) / stderr follows Student's t with n - 1 degrees of freedom, exactly."""
+    generator = torch.Generator().manual_seed(0)
+    draws = 3 + 2 * torch.randn(4000, 6, generator=generator, dtype=torch.float64)
+    inside = 0
+    for row in draws:
+        mean, stderr = reader.spread(row[:5])
+        inside += abs(row[5] - mean) <= 2.776445 * stderr  # the 97.5 % point of t with 4
+    share = inside / len(draws)
+    assert abs(share - 0.95) <= 4.5 * math.sqrt(0.95 * 0.05 / len(draws))
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, math.nan], [[1.0, 2.0]]])
+def test_spread_refuses_what_has_none(values):
+    with pytest.raises(ValueError, match="values: "):
+        reader.spread(torch.tensor(values))
+
+
+def test_the_committed_records_are_fresh():
+    assert records.main(["--check"]) == 0
