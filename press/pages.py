@@ -18,8 +18,8 @@ LEDGER_HEAD = """\
 # The ledger of claims
 
 Every statement of the book that is marked as a claim is run whenever the book is checked.
-This page lists all of them: {claims} claims in {chapters} chapters,
-{argued} of them argued rather than run.
+This page lists all of them:
+{claims} claims in {chapters} chapters, {argued} of them argued rather than run.
 The kinds are *exact* (equal to rounding in float64), *approximate* (equal within a stated
 tolerance), *statistical* (equal or better within stated standard errors), *bound* (on one side of
 a number), and *argued*.

@@ -142,6 +142,7 @@ def use_the_packaged_node() -> None:
 def setup(app: Sphinx) -> dict:
     """Connect the extension."""
     use_the_packaged_node()
+    app.setup_extension("press.theme")
     app.connect("config-inited", configure)
     app.connect("builder-inited", without_thebe)
     app.connect("source-read", name_the_repository)

@@ -30,7 +30,7 @@ def problem():
 def test_nuts_finds_the_quadratures_moments(problem):
     target, laplace, mean, sd, _ = problem
     before = torch.get_rng_state()
-    found = yardsticks.moments(yardsticks.nuts(target, laplace, chains=2, draws=400, warmup=150))
+    found = yardsticks.moments(yardsticks.nuts(target, laplace, chains=2, draws=800, warmup=150))
     assert torch.equal(before, torch.get_rng_state())
     for name, exact in (("mean", mean), ("sd", sd)):
         error = torch.tensor(found[name]) - exact
