@@ -1,17 +1,15 @@
 """A tiny book built by the real configuration: clean when sound, red for each dead reference."""
 
-import html
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from gradbook.claims import Claim
 
+from gradbook.claims import Claim
 from press import pages
 from press.paths import ROOT
 

@@ -7,7 +7,9 @@ from press.paths import CODE
 
 
 def page_of(*lines):
-    return "# Title\n\nimport gradbook.prose\n\n```{code-cell} python\n" + "\n".join(lines) + "\n```\n"
+    return (
+        "# Title\n\nimport gradbook.prose\n\n```{code-cell} python\n" + "\n".join(lines) + "\n```\n"
+    )
 
 
 @pytest.fixture
@@ -23,7 +25,9 @@ def tree(tmp_path):
             path.write_text(text)
 
         def modules(self, *lines):
-            return {name.removeprefix("gradbook.") for name in modules_of(page_of(*lines), self.code)}
+            return {
+                name.removeprefix("gradbook.") for name in modules_of(page_of(*lines), self.code)
+            }
 
         def digest(self):
             return digest(self.page, self.code, self.records)
@@ -61,14 +65,17 @@ def test_every_form_of_import_is_found_with_its_packages(tree, line, found):
 
 
 @pytest.mark.parametrize(
-    "line", ["import math", "from gradbooks import a", "import other.gradbook.a", "x = 'gradbook.a'"]
+    "line",
+    ["import math", "from gradbooks import a", "import other.gradbook.a", "x = 'gradbook.a'"],
 )
 def test_what_is_not_ours_is_left_out(tree, line):
     assert tree.modules(line) == set()
 
 
 def test_only_code_cells_import(tree):
-    text = "```python\nimport gradbook.a\n```\n\nimport gradbook.b\n\n```{code-cell} python\n1\n```\n"
+    text = (
+        "```python\nimport gradbook.a\n```\n\nimport gradbook.b\n\n```{code-cell} python\n1\n```\n"
+    )
     assert modules_of(text, tree.code) == set()
 
 

@@ -83,7 +83,13 @@ def test_markup_characters_of_a_statement_are_escaped(tmp_path):
 
 @pytest.mark.parametrize(
     ("words", "escaped"),
-    [("- a", r"\- a"), ("1. a", r"1\. a"), ("% a", r"\% a"), ("::: a", r"\:\:\: a"), ("+ a", r"\+ a")],
+    [
+        ("- a", r"\- a"),
+        ("1. a", r"1\. a"),
+        ("% a", r"\% a"),
+        ("::: a", r"\:\:\: a"),
+        ("+ a", r"\+ a"),
+    ],
 )
 def test_a_statement_does_not_begin_a_block(tmp_path, words, escaped):
     page = write(tmp_path, "one", "First", [Claim("thm-a", words, "exact", 1.0, None, "b")])
