@@ -53,7 +53,7 @@ def test_equals_defaults_to_both_tolerances_at_1e_10(shown):
             "exact",
             1 + 1.9e-10,
             None,
-            "= 1 within 1e-10 relative + 1e-10 absolute",
+            "= 1 within 1e-10",
         )
     ]
     assert not holds(1 + 2.1e-10, equals=1)

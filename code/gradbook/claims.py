@@ -195,7 +195,9 @@ def _exact(
     near = math.isfinite(target) and abs(value - target) <= atol + rtol * abs(target)
     holds = value == target or near
     parts = [f"{t:g} {word}" for t, word in ((rtol, "relative"), (atol, "absolute")) if t]
-    bound = f"= {_show(target)} within {' + '.join(parts) or '0'}"
+    # Two equal tolerances are the default of every exact claim: said once.
+    within = f"{rtol:g}" if rtol == atol else " + ".join(parts)
+    bound = f"= {_show(target)} within {within}"
     return ("approximate" if max(rtol, atol) >= 1e-7 else "exact"), (holds, bound)
 
 

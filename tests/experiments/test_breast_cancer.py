@@ -92,3 +92,10 @@ def test_a_short_seed_that_is_not_recorded_falls_in_the_record():
         mean, stderr = records.spread(records.across_seeds(record, "short", name))
         assert abs(value - mean) <= 4.5 * stderr
         assert math.isfinite(value)
+
+
+def test_deviations_are_the_root_of_the_covariances_diagonal():
+    generator = torch.Generator().manual_seed(5)
+    factor = torch.randn(4, 4, generator=generator, dtype=torch.float64).tril()
+    exact = (factor @ factor.T).diagonal().sqrt()
+    torch.testing.assert_close(experiment._deviations(factor), exact, rtol=1e-12, atol=0)
