@@ -143,6 +143,8 @@ def setup(app: Sphinx) -> dict:
     """Connect the extension."""
     use_the_packaged_node()
     app.setup_extension("press.theme")
+    # A value of the configuration, so that pages are written again when it changes.
+    app.add_config_value("gradbook_repository", os.environ.get("GRADBOOK_REPOSITORY", ""), "env")
     app.connect("config-inited", configure)
     app.connect("builder-inited", without_thebe)
     app.connect("source-read", name_the_repository)
