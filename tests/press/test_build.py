@@ -1,7 +1,9 @@
 """A tiny book built by the real configuration: clean when sound, red for each dead reference."""
 
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -166,3 +168,74 @@ def build(folder: Path) -> subprocess.CompletedProcess:
         text=True,
         timeout=120,
     )
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    """Build the sound book."""
+    folder = tmp_path_factory.mktemp("sound") / "book"
+    write_book(folder)
+    return build(folder), folder / "_build" / "html" / "chapters"
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """Build a book that holds every fault, twice."""
+    folder = tmp_path_factory.mktemp("faulty") / "book"
+    page = "      - file: chapters/page\n"
+    toc = TOC.replace(page, page + "      - file: chapters/faults\n")
+    write_book(folder, toc, faults=FAULTS)
+    return build(folder), build(folder)
+
+
+def test_a_sound_book_builds_without_a_warning(sound):
+    done, _ = sound
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_the_page_is_built_from_its_notebook_and_has_its_strip(sound):
+    page = (sound[1] / "page.html").read_text()
+    assert '<dl class="strip">' in page
+    assert page.count('<div class="claim claim-exact"') == len(STATEMENTS)
+    # Numbered, and linked by number.
+    assert re.search(r'href="#thm-a"[^>]*>\s*(<[^>]*>)*Theorem 1\.1', page)
+    assert re.search(r'href="#equation-eq-a"[^>]*>\(1\.1\)', page)
+
+
+def test_statements_of_the_ledger_read_as_they_were_written(sound):
+    page = (sound[1] / "claims.html").read_text()
+    rows = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in page.split("<tr")[2:]]
+    assert [row[1] for row in rows] == [
+        f"<p>{html.escape(words, quote=False)}</p>" for words in STATEMENTS
+    ]
+    assert {row[5] for row in rows} == {"<p>= 0.5 within 0</p>"}
+
+
+def test_the_index_links_theorems_and_exercises(sound):
+    page = (sound[1] / "theorems.html").read_text()
+    assert 'href="page.html#thm-a"' in page
+    assert 'href="page.html#ex-a"' in page
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "'myst' cross-reference target not found: 'missing.md'",
+        "undefined label: 'nowhere'",
+        "prf:ref reference target not found: thm-nowhere",
+        "equation not found: eq-nowhere",
+        "undefined label: 'fig-nowhere'",
+        'could not find bibtex key "nobody1900"',
+        r"malformed TeX: ParseError: KaTeX parse error:.*\\frac\{1\}\{",
+    ],
+)
+def test_a_fault_turns_the_build_red_and_is_named(faulty, words):
+    first, _ = faulty
+    assert first.returncode != 0
+    assert re.search(r"chapters/faults\.\w+(:\d+)?: WARNING: " + words, first.stderr)
+
+
+def test_a_red_build_stays_red_when_it_is_run_again(faulty):
+    first, again = faulty
+    assert again.returncode != 0
+    assert sorted(again.stderr.splitlines()) == sorted(first.stderr.splitlines())

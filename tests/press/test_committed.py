@@ -1,51 +1,47 @@
-"""The repository as it stands: every chapter is fresh, listed and sound."""
+"""The repository as it stands: every chapter is fresh, sound, and in the table of contents."""
 
-import re
-
+import pytest
 import yaml
 
-from press import audit, notebooks, outputs
+from press import audit, notebooks
 from press.paths import ROOT, executed_chapters
 
 PAGES = executed_chapters()
 
 
+@pytest.fixture(scope="module")
 def listed():
-    toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
-    return [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    """The files that the table of contents names."""
+
+    def files(entry):
+        if isinstance(entry, dict):
+            named = [entry[key] for key in ("root", "file") if key in entry]
+            return named + [name for value in entry.values() for name in files(value)]
+        return [name for item in entry for name in files(item)] if isinstance(entry, list) else []
+
+    return files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
 
 
-def test_every_chapter_is_fresh():
-    assert PAGES
-    assert [page.name for page in PAGES if notebooks.is_stale(page)] == []
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_chapter_was_run_as_it_is_written(page):
+    assert not notebooks.is_stale(page), "make notebooks runs it"
 
 
-def test_no_guard_finds_a_fault():
-    for page in PAGES:
-        assert audit.audit(page.read_text(), outputs.load(page)) == []
-    claims = [claim for page in PAGES for claim in outputs.claims(outputs.load(page))]
-    assert audit.argued_share(claims) <= audit.ARGUED_SHARE
+def test_the_audit_finds_nothing(capsys):
+    status = audit.main()
+    assert (status, capsys.readouterr().out.splitlines()[1:]) == (0, [])
 
 
-def test_the_table_of_contents_lists_every_chapter_and_only_what_exists():
+def test_the_table_of_contents_names_pages_that_are_there(listed):
     generated = {"chapters/claims", "chapters/theorems"}
-    files = listed()
-    assert {f"chapters/{page.stem}" for page in PAGES} <= set(files)
-    assert [f for f in files if f not in generated and not (ROOT / f"{f}.md").exists()] == []
-    assert len(files) == len(set(files))
+    assert len(listed) == len(set(listed)) > len(PAGES)
+    assert [x for x in listed if not (ROOT / f"{x}.md").exists() and x not in generated] == []
 
 
-def test_every_module_is_in_the_api_page():
-    page = (ROOT / "chapters" / "api.md").read_text()
-    shown = set(re.findall(r"automodule:: (\S+)", page))
-    modules = {
-        ".".join(path.relative_to(ROOT / "code").with_suffix("").parts)
-        for path in (ROOT / "code").rglob("*.py")
-        if path.name != "__init__.py"
-    }
-    assert shown == modules
+def test_every_chapter_that_runs_is_in_the_table_of_contents(listed):
+    assert {f"chapters/{page.stem}" for page in PAGES} - set(listed) == set()
 
 
-def test_no_path_of_the_machine_that_ran_it_is_named():
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("chapters/*.ipynb"), *ROOT.glob("records/*.json")]:
-        assert str(ROOT) not in path.read_text(), path
+def test_every_notebook_has_its_page():
+    notebooks_there = {path.stem for path in (ROOT / "chapters").glob("*.ipynb")}
+    assert notebooks_there == {page.stem for page in PAGES}
