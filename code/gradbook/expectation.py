@@ -76,7 +76,7 @@ def gauss_hermite(
     """Integrate f against a normal density by Gauss–Hermite quadrature.
 
     Exact for polynomials of degree below twice the order; for other f the
-    error falls as fast as f is smooth.
+    error depends on how smooth f is and how fast it grows.
 
     Args:
         f: a function of one real variable, applied to [..., order].

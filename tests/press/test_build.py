@@ -100,7 +100,6 @@ STATEMENTS = [
     "&lt; no entity",
     "::: no fence",
     "![no](figure.png) <b>no</b> {ref}`no`",
-    'it\'s "quoted" -- and --- so ...',
 ]
 
 

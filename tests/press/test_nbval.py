@@ -1,73 +1,160 @@
-"""nbval, as the chapters are checked with it, really compares; and where it does not, the audit does."""
+"""nbval compares what it should, with the flags and the conftest.py that the chapters are run with.
 
+Each cell of one tiny notebook is a case of its own: its source is run, its stored output is what a
+chapter would have committed.
+"""
+
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 
-import nbformat
 import pytest
-from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from gradbook.claims import Claim
 from press import audit
 from press.paths import ROOT
 
 pytestmark = pytest.mark.slow
 
-
-def stream(text):
-    return new_output("stream", name="stdout", text=text)
-
-
-def display(plain, html):
-    return new_output("display_data", data={"text/plain": plain, "text/html": html})
+FLAGS = "--nbval --nbval-current-env --nbval-cell-timeout 120 --nbval-kernel-startup-timeout 180"
+HOLDS = Claim("thm-a", "two is two", "exact", 2.0, None, "= 2 within 0")
+CLAIM = 'claim("thm-a", "two is two", {}, equals=2, rtol=0)'
+# A module of ours whose warning no other filter would stop.
+NOISY = "import warnings\n\n\ndef old():\n    warnings.warn('old', FutureWarning)\n"
 
 
-CLAIM = 'from gradbook import claim\nclaim("thm-a", "it holds", {value}, equals=1)'
-HELD = display("thm-a holds: it holds", "<b>whatever was measured</b>")
-OURS = "import warnings\nwarnings.warn_explicit('w', UserWarning, 'x', 1, module='gradbook.a')"
+def printed(text):
+    return {"output_type": "stream", "name": "stdout", "text": text}
+
+
+def shown(claim, **other):
+    data, metadata = claim._repr_mimebundle_()
+    return {"output_type": "display_data", "data": data | other, "metadata": metadata}
+
+
+def complaint(text):
+    return {"output_type": "stream", "name": "stderr", "text": text}
+
+
+def display(kind):
+    return f"from IPython.display import display\ndisplay({{{kind!r}: 'new'}}, raw=True)"
+
+
+def stored(kind):
+    return {"output_type": "display_data", "data": {kind: "old"}, "metadata": {}}
+
+
+SKIPPED = ["text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg"]
+# Name: source, stored output, and what nbval says of it, or None where it passes.
 CASES = {
-    "same": ("print('a')", [stream("a\n")], 1, True),
-    "printed-otherwise": ("print('a')", [stream("b\n")], 1, False),
-    "html-alone-differs": (CLAIM.format(value=1), [HELD], 1, True),
-    "statement-differs": (
-        CLAIM.format(value=1),
-        [display("thm-a holds: it held", "<b></b>")],
-        1,
-        False,
+    "imports": ("from gradbook import claim", [], None),
+    "same line": ("print('a')", [printed("a\n")], None),
+    "changed line": ("print('b')", [printed("a\n")], "Cell outputs differ"),
+    "missing line": ("pass", [printed("a\n")], "Cell outputs differ"),
+    "further line": ("print('a')", [], "Cell outputs differ"),
+    "error": ("1 / 0", [], "Cell execution caused an exception"),
+    "same claim": (CLAIM.format(2), [shown(HOLDS)], None),
+    "claim measured anew": (CLAIM.format(2), [shown(HOLDS, **{"text/html": "1.99"})], None),
+    "claim restated": (CLAIM.format(2).replace("is", "equals"), [shown(HOLDS)], "outputs differ"),
+    "claim broken": (CLAIM.format(2.1), [shown(HOLDS)], "claim thm-a does not hold: two is two"),
+    "claim dropped": ("pass", [shown(HOLDS)], "Cell outputs differ"),
+    "plain text changed": (display("text/plain"), [stored("text/plain")], "Cell outputs differ"),
+    **{f"{kind} changed": (display(kind), [stored(kind)], None) for kind in SKIPPED},
+    "warning of another": ("import warnings\nwarnings.warn('new')", [complaint("old")], None),
+    "warning of ours": (
+        "import gradbook\ngradbook.__path__.append('.')\nimport gradbook.noisy\n"
+        "gradbook.noisy.old()",
+        [],
+        "FutureWarning",
     ),
-    "claim-fails": (CLAIM.format(value=2), [HELD], 1, False),
-    "own-warning": (OURS, [], 1, False),
-    "other-warning": (OURS.replace("gradbook.a", "other"), [], 1, True),
-    "never-run": ("print('a')", [], None, True),
+    "figure": (
+        "import matplotlib\nprint(matplotlib.get_backend())",
+        [printed("inline\n")],
+        None,
+    ),
 }
 
 
+def notebook(cells):
+    return {
+        "cells": cells,
+        "metadata": {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+
+
+def cell(index, source, outputs, count):
+    return {
+        "cell_type": "code",
+        "id": f"c{index}",
+        "metadata": {},
+        "source": source,
+        "execution_count": count,
+        "outputs": outputs,
+    }
+
+
+UNRUN = notebook([cell(0, "print('never compared')", [], None)])
+
+
 @pytest.fixture(scope="module")
-def outcomes(tmp_path_factory):
-    """Run every case once, each a notebook of one cell, as ``make test`` runs the chapters."""
-    folder = tmp_path_factory.mktemp("nbval")
+def verdicts(tmp_path_factory):
+    """Run both notebooks and return what pytest said of each cell."""
+    folder = tmp_path_factory.mktemp("book")
+    chapters = folder / "chapters"
+    chapters.mkdir()
     shutil.copy(ROOT / "conftest.py", folder)
-    (folder / "press").mkdir()
     shutil.copytree(ROOT / "press" / "ipython", folder / "press" / "ipython")
-    for name, (source, outputs, count, _) in CASES.items():
-        cell = new_code_cell(source, outputs=outputs, execution_count=count)
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-        nbformat.write(new_notebook(cells=[cell], metadata=kernel), folder / f"{name}.ipynb")
-    command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env", "-rA", "-q"]
-    command += ["-p", "no:cacheprovider", f"--rootdir={folder}", str(folder)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=os.environ, check=False
+    (chapters / "noisy.py").write_text(NOISY)
+    cells = [cell(i, s, outputs, i + 1) for i, (s, outputs, _) in enumerate(CASES.values())]
+    (chapters / "cases.ipynb").write_text(json.dumps(notebook(cells)))
+    (chapters / "unrun.ipynb").write_text(json.dumps(UNRUN))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *FLAGS.split()]
+        + ["chapters/cases.ipynb", "chapters/unrun.ipynb"],
+        cwd=folder,
+        # conftest.py mends both: neither must reach a kernel as it is.
+        env=os.environ | {"IPYTHONDIR": "press/ipython", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
-    return result.stdout
+    plain = re.sub(r"\x1b\[\d*m", "", done.stdout)
+    found = {}
+    for verdict, place in re.findall(r"^(PASSED|FAILED) (\S+::Cell \d+)", plain, re.MULTILINE):
+        section = re.search(rf"^_+ {re.escape(place)} _+$(.*?)^(?:_+ \S|=+ )", plain, re.M | re.S)
+        found[place] = (verdict, section[1] if section else "")
+    left_behind = {path.name for path in (folder / "press").rglob("*") if path.is_file()}
+    return found, left_behind
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_nbval_judges(outcomes, name):
-    passes = CASES[name][3]
-    assert f"{'PASSED' if passes else 'FAILED'} {name}.ipynb::Cell 0" in outcomes
+def test_a_cell_passes_or_fails_as_it_should(verdicts, name):
+    index = list(CASES).index(name)
+    verdict, said = verdicts[0][f"chapters/cases.ipynb::Cell {index}"]
+    words = CASES[name][2]
+    assert verdict == ("FAILED" if words else "PASSED"), said
+    assert (words or "") in said
 
 
-def test_what_nbval_passes_silently_the_audit_refuses():
-    cell = new_code_cell("print('a')", execution_count=None)
-    assert audit.cells_ran("", new_notebook(cells=[cell])) == ["cell 0 was not run"]
+def test_every_cell_was_judged(verdicts):
+    assert len(verdicts[0]) == len(CASES) + 1
+
+
+def test_an_unrun_cell_passes_silently_which_is_why_the_audit_asks(verdicts):
+    """nbval compares nothing in a cell without an execution count, whatever it prints."""
+    assert verdicts[0]["chapters/unrun.ipynb::Cell 0"][0] == "PASSED"
+    assert audit.cells_ran("", UNRUN) == ["cell 0 was not run"]
+    assert audit.something_is_compared("", UNRUN) != []
+
+
+def test_kernels_leave_nothing_in_the_profile(verdicts):
+    """A history would be written beside our files, by two kernels at once."""
+    committed = {path.name for path in (ROOT / "press" / "ipython").rglob("*") if path.is_file()}
+    assert verdicts[1] == committed
