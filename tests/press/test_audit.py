@@ -308,6 +308,22 @@ def test_no_guard_is_written_and_not_held():
     assert written - {audit.audit} == set(audit.GUARDS)
 
 
+@pytest.mark.parametrize(
+    "output",
+    [
+        stream("words", "stderr"),
+        picture(),
+        {"output_type": "display_data", "data": {"text/html": "x"}, "metadata": {}},
+    ],
+    ids=["stderr", "picture", "html"],
+)
+def test_what_nbval_skips_does_not_count_as_compared(output):
+    notebook = {"cells": [cell("x", output)]}
+    assert audit.something_is_compared("", notebook) == ["no output of this chapter is compared"]
+    notebook["cells"].append(cell("y", stream("words")))
+    assert audit.something_is_compared("", notebook) == []
+
+
 @pytest.mark.parametrize("number", ["1.2345", "12345", "1e-10", "0.5", "v1.2.3", "-0.1234 0.4321"])
 def test_short_numbers_may_be_printed(number):
     assert audit.nothing_raw("", {"cells": [cell("x", stream(number))]}) == []

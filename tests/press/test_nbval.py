@@ -71,8 +71,8 @@ CASES = {
         "FutureWarning",
     ),
     "figure": (
-        "import matplotlib\nprint(matplotlib.get_backend())",
-        [printed("inline\n")],
+        "import matplotlib\nprint('inline' in matplotlib.get_backend())",
+        [printed("True\n")],
         None,
     ),
 }
