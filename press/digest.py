@@ -50,6 +50,7 @@ def digest(page: Path, code: Path = CODE, records: Path = RECORDS) -> str:
     """
     text = page.read_text()
     paths = [_path(name, code) for name in sorted(modules_of(text, code))]
+    paths += sorted((code / PACKAGE).glob("*.mplstyle"))  # the figures' style
     paths += _records_of(text, records)
     summary = hashlib.sha256(text.encode())
     for path in paths:

@@ -18,7 +18,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from tqdm import tqdm
 
-from gradbook import device
 from press.digest import digest
 from press.paths import CHAPTERS, ROOT, executed_chapters
 
@@ -27,6 +26,8 @@ CELL_TIMEOUT_SECONDS = 300
 KERNEL_ENVIRONMENT = {
     # One thread, and warnings from our own modules are errors (press/ipython).
     "OMP_NUM_THREADS": "1",
+    # The references are the CPU's, wherever they are made; a GPU runs them again.
+    "GRADBOOK_DEVICE": "cpu",
     "IPYTHONDIR": str(ROOT / "press" / "ipython"),
     # A shell that names another backend would leave the page without its figures.
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -61,6 +62,8 @@ def run(page: Path) -> nbformat.NotebookNode:
     Raises:
         CellExecutionError: if a cell raises; nothing is written then.
     """
+    # Before the run: what is edited while it runs was not run.
+    summary = digest(page)
     notebook = jupytext.reads(page.read_text(), fmt="md:myst")
     for number, cell in enumerate(notebook.cells):
         cell.id = f"{page.stem}-{number}"
@@ -80,21 +83,19 @@ def run(page: Path) -> nbformat.NotebookNode:
             client.execute_cell(cell, index)
         seconds = time.perf_counter() - started
         peak = _peak_megabytes(client)
-    notebook.metadata = _metadata(notebook, page, seconds, peak)
+    notebook.metadata = _metadata(notebook, summary, seconds, peak)
     return notebook
 
 
 def _metadata(
-    notebook: nbformat.NotebookNode, page: Path, seconds: float, peak: int | None
+    notebook: nbformat.NotebookNode, summary: str, seconds: float, peak: int | None
 ) -> dict:
-    where = device()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "CPU, one thread"
     stamp = {
-        "digest": digest(page),
+        "digest": summary,
         "seconds": round(seconds, 1),
         "peak_mb": peak,
         "torch": torch.__version__.split("+")[0],
-        "device": name,
+        "device": "CPU, one thread",
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     }
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -112,8 +113,9 @@ def _peak_megabytes(client: NotebookClient) -> int | None:
     status = Path(f"/proc/{client.km.provisioner.process.pid}/status")
     if not status.exists():
         return None
-    peak = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
-    return round(int(peak.split()[1]) / 1024)
+    lines = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    peak = next(lines, None)  # some sandboxes leave it out
+    return None if peak is None else round(int(peak.split()[1]) / 1024)
 
 
 def main(arguments: list[str]) -> int:
@@ -130,6 +132,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("names", nargs="*", help="chapters to run even if fresh")
     options = parser.parse_args(arguments)
     pages = [CHAPTERS / f"{name}.md" for name in options.names]
+    if unknown := [page.stem for page in pages if not page.exists()]:
+        parser.error(f"no such chapter: {', '.join(unknown)}")
     stale = [page for page in pages or executed_chapters() if is_stale(page)]
     if options.check:
         for page in stale:

@@ -7,13 +7,6 @@ from pathlib import Path
 from press import audit, outputs
 from press.paths import CHAPTERS, RECORDS, executed_chapters
 
-KIND_WORDS = {
-    "exact": "exact",
-    "approximate": "approximate",
-    "statistical": "statistical",
-    "bound": "bound",
-    "argued": "argued",
-}
 LEDGER_HEAD = """\
 # The ledger of claims
 
@@ -103,7 +96,7 @@ def _section(page: Path, claims: list[dict], gpu: dict | None) -> str:
         cells = (
             reference(claim["label"]),
             _literal(claim["statement"]),
-            KIND_WORDS[claim["kind"]],
+            claim["kind"],
             _measured(claim),
             _measured(_on_gpu(gpu, page.stem, claim)),
             _literal(claim["bound"]),

@@ -97,7 +97,10 @@ def strip_html(markdown: str, notebook: dict) -> str:
         "Last checked": f"{stamp['date']}, torch {stamp['torch']}, {stamp['device']}",
     }
     if repository := os.environ.get("GRADBOOK_REPOSITORY"):
-        facts["In Colab, first run"] = f"%pip install -q --no-deps git+{repository}"
+        facts["In Colab, first run"] = (
+            f"!git clone -q --depth 1 {repository} book && pip install -q --no-deps ./book"
+        )
+        facts["then"] = "%cd book/chapters"
     rows = "".join(
         f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items()
     )

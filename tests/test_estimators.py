@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradbook.estimators import Family, leave_one_out, pathwise, score_function, summarize
@@ -121,7 +121,6 @@ def test_samples_match_autograd_one_draw_at_a_time():
                 torch.testing.assert_close(have[name][i], gradient, rtol=1e-12, atol=1e-12)
 
 
-@settings(deadline=None)
 @given(st.floats(-100, 100), st.integers(2, 6))
 def test_a_constant_in_f_moves_the_score_but_not_leave_one_out(constant, n):
     theta = normal_theta(2)

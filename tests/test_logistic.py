@@ -44,7 +44,7 @@ def test_log_joint_does_not_overflow_where_a_probability_underflows():
     assert value.item() == pytest.approx(exact, rel=1e-14)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.floats(0.3, 5.0))
 def test_gradient_is_the_closed_form(seed, prior_scale):
     design, labels = problem(n=15, d=3, seed=seed)

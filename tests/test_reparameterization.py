@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import distributions
 from torch.func import grad, vmap
@@ -61,7 +61,6 @@ def random_tril(d, seed):
     return raw.tril(-1) + torch.diag(raw.diagonal().exp())
 
 
-@settings(deadline=None)
 @given(st.integers(1, 6), st.integers(0, 10_000))
 def test_full_covariance_has_its_moments_exactly(d, seed):
     tril = random_tril(d, seed)
@@ -212,7 +211,6 @@ def test_sinh_arcsinh_at_rest_is_location_scale():
     torch.testing.assert_close(z, location_scale(LOC, SCALE, NOISE), rtol=1e-14, atol=1e-14)
 
 
-@settings(deadline=None)
 @given(st.floats(-2, 2), st.floats(0.3, 3))
 def test_sinh_arcsinh_is_undone_by_the_inverse_of_jones_and_pewsey(skewness, tailweight):
     z = sinh_arcsinh(LOC, SCALE, tensor(skewness), tensor(tailweight), NOISE)

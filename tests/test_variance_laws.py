@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradbook.estimators import Family, pathwise, score_function
@@ -36,7 +36,6 @@ def moments(estimator, f, mean):
     return average, WEIGHTS @ (samples - average) ** 2
 
 
-@settings(deadline=None)
 @given(means)
 def test_quadratic_laws_match_quadrature(mean):
     average, variance = moments(score_function, torch.square, mean)
@@ -47,7 +46,6 @@ def test_quadratic_laws_match_quadrature(mean):
     torch.testing.assert_close(quadratic_path(scalar(mean)), variance, rtol=1e-12, atol=0)
 
 
-@settings(deadline=None)
 @given(wave_numbers, means)
 def test_cosine_laws_match_quadrature(k, mean):
     gradient = cosine_gradient(scalar(k), scalar(mean))
@@ -93,7 +91,6 @@ def test_laws_refuse_what_is_not_finite(bad):
             law(scalar(1.0), scalar(bad))
 
 
-@settings(deadline=None)
 @given(st.floats(-2, 2))
 def test_the_variances_tie_at_the_crossing_and_nowhere_else(mean):
     crossing = cosine_crossing(mean)
@@ -105,7 +102,6 @@ def test_the_variances_tie_at_the_crossing_and_nowhere_else(mean):
     assert (excess[:-1][above] < 0).all()
 
 
-@settings(deadline=None)
 @given(st.floats(-1, 1))
 def test_the_bracket_holds_for_every_phase(c):
     s = torch.cat([torch.linspace(1e-6, 0.64, 2000), torch.linspace(1.44, 40, 2000)]).to(F64)

@@ -27,6 +27,7 @@ def problem():
     return target, Normal(*logistic.laplace(design, labels)), mean, sd, log_evidence
 
 
+@pytest.mark.slow
 def test_nuts_finds_the_quadratures_moments(problem):
     target, laplace, mean, sd, _ = problem
     before = torch.get_rng_state()

@@ -8,6 +8,7 @@ the output's metadata (what the ledger is built from).
 
 import html
 import inspect
+import linecache
 import math
 import os
 import sys
@@ -233,12 +234,12 @@ def _failure(
 
 def _where() -> str:
     """Name the line outside this module that made the claim."""
-    for frame in inspect.stack():
-        if frame.frame.f_globals.get("__name__") != __name__:
-            line = (frame.code_context or [""])[0].strip()
-            place = _cell(frame.frame.f_globals) or os.path.basename(frame.filename)
-            return f"{place}, line {frame.lineno}: {line}"
-    return "unknown"
+    frame = inspect.currentframe()
+    while frame.f_globals.get("__name__") == __name__:
+        frame = frame.f_back
+    line = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+    place = _cell(frame.f_globals) or os.path.basename(frame.f_code.co_filename)
+    return f"{place}, line {frame.f_lineno}: {line}"
 
 
 def _cell(namespace: dict) -> str:

@@ -102,9 +102,10 @@ def importance(target: Target, proposal: Normal, draws: int) -> dict[str, Any]:
     distributions".
     """
     generator = torch.Generator().manual_seed(0)
-    prior = Normal(torch.zeros_like(proposal.mean), torch.eye(len(proposal.mean)).double())
+    prior = Normal(torch.zeros_like(proposal.mean), torch.eye(len(proposal.mean)).to(proposal.mean))
     shape = (draws, len(proposal.mean))
-    noise = torch.randn(shape, generator=generator, dtype=torch.float64)
+    noise = torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+    noise = noise.to(proposal.mean)
     defensive = draws // 10
     z = torch.cat([noise[:defensive], normals.sample(proposal, noise[defensive:])])
     share = defensive / draws

@@ -7,7 +7,7 @@ document.addEventListener("DOMContentLoaded", () => {
     else target.removeAttribute("tabindex");
   };
   const watch = new ResizeObserver(entries => entries.forEach(reachable));
-  const scrolling = "pre, .katex-display, .pst-scrollable-table-container, .cell_output > .output";
+  const scrolling = "pre, .katex-display, .pst-scrollable-table-container, .cell_output > .output, .cell_output figure";
   document.querySelectorAll(scrolling).forEach(x => watch.observe(x));
 
   // A formula in a line that is wider than its line scrolls by itself.

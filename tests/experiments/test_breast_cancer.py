@@ -99,3 +99,10 @@ def test_deviations_are_the_root_of_the_covariances_diagonal():
     factor = torch.randn(4, 4, generator=generator, dtype=torch.float64).tril()
     exact = (factor @ factor.T).diagonal().sqrt()
     torch.testing.assert_close(experiment._deviations(factor), exact, rtol=1e-12, atol=0)
+
+
+def test_noise_is_drawn_on_the_cpu_whatever_the_default_device(monkeypatch):
+    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
+    expected = next(experiment.noises(3, 1, 4))
+    with torch.device("meta"):
+        assert torch.equal(next(experiment.noises(3, 1, 4)), expected)

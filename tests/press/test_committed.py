@@ -1,5 +1,7 @@
 """The repository as it stands: every chapter is fresh, sound, and in the table of contents."""
 
+import jupytext
+import nbformat
 import pytest
 import yaml
 
@@ -45,3 +47,13 @@ def test_every_chapter_that_runs_is_in_the_table_of_contents(listed):
 def test_every_notebook_has_its_page():
     notebooks_there = {path.stem for path in (ROOT / "chapters").glob("*.ipynb")}
     assert notebooks_there == {page.stem for page in PAGES}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_notebook_holds_the_cells_of_its_page(page):
+    """The digest is of the page: it would not see a notebook that was edited by hand."""
+    written = jupytext.reads(page.read_text(), fmt="md:myst").cells
+    ran = nbformat.read(page.with_suffix(".ipynb"), as_version=4).cells
+    assert [(c.cell_type, c.source, c.metadata) for c in ran] == [
+        (c.cell_type, c.source, c.metadata) for c in written
+    ]

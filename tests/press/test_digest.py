@@ -154,6 +154,7 @@ def test_the_digest_is_repeatable_and_64_digits(chapter):
         "code/gradbook/__init__.py",
         "code/gradbook/a.py",
         "code/gradbook/b.py",
+        "code/gradbook/book.mplstyle",
         "records/run.json",
     ],
 )

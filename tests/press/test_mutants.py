@@ -228,6 +228,7 @@ def add_notebook(toy: Path) -> None:
     (toy / "conftest.py").write_text(hook)
 
 
+@pytest.mark.slow
 def test_a_unit_test_kills_a_chapter_kills_and_one_survives(toy, capsys):
     add_notebook(toy)
     before = (toy / "code/gradbook/toy.py").read_text()
@@ -240,6 +241,7 @@ def test_a_unit_test_kills_a_chapter_kills_and_one_survives(toy, capsys):
     assert (toy / "code/gradbook/toy.py").read_text() == before
 
 
+@pytest.mark.slow
 def test_all_killed_is_exit_status_0(toy, capsys):
     assert main(["sign"], toy) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "1 mutants, 1 killed"

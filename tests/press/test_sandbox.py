@@ -8,6 +8,8 @@ import pytest
 from press import sandbox as module
 from press.sandbox import first_failure, run_tests, sandbox
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def repository(tmp_path):

@@ -67,8 +67,9 @@ def test_the_line_for_colab_is_there_once_the_repository_is_known(monkeypatch):
     assert "In Colab, first run" not in facts()
     monkeypatch.setenv("GRADBOOK_REPOSITORY", REPOSITORY)
     found = facts()
-    assert list(found)[-1] == "In Colab, first run"
-    assert found["In Colab, first run"] == f"%pip install -q --no-deps git+{REPOSITORY}"
+    assert list(found)[-2:] == ["In Colab, first run", "then"]
+    assert f"git clone -q --depth 1 {REPOSITORY} book &&" in found["In Colab, first run"]
+    assert found["then"] == "%cd book/chapters"
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("chapters/a", ".md"), ("chapters/b", ".ipynb")])

@@ -201,7 +201,10 @@ def noises(seed: int, steps: int, draws: int) -> Iterator[Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        draw = torch.randn(draws, COEFFICIENTS, generator=generator, dtype=torch.float64)
+        # On the CPU by name: a page's default device may be one that refuses a CPU generator.
+        draw = torch.randn(
+            draws, COEFFICIENTS, generator=generator, dtype=torch.float64, device="cpu"
+        )
         yield draw.to(device())
 
 
