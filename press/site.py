@@ -113,6 +113,11 @@ def name_the_repository(app: Sphinx, name: str, source: list[str]) -> None:
         source[0] = source[0].replace("ADDRESS-OF-THE-REPOSITORY", repository)
 
 
+def skip_field_aliases(_: Sphinx, __: str, ___: str, member: Any, skip: bool, ____: Any) -> bool:
+    """Python documents a field of a named tuple by its number, which tells a reader nothing."""
+    return skip or (getattr(member, "__doc__", None) or "").startswith("Alias for field number")
+
+
 def edit_the_source(app: Sphinx, name: str, _: str, context: dict, __: Any) -> None:
     """A reader who mends a chapter edits the hand-written page, never the notebook."""
     if (ROOT / f"{name}.md").exists():
@@ -151,6 +156,7 @@ def setup(app: Sphinx) -> dict:
     app.connect("config-inited", configure)
     app.connect("builder-inited", without_thebe)
     app.connect("source-read", name_the_repository)
+    app.connect("autodoc-skip-member", skip_field_aliases)
     app.connect("doctree-read", add_strip)
     app.connect("html-page-context", edit_the_source, priority=400)
     app.connect("html-page-context", report_malformed_tex)

@@ -141,3 +141,11 @@ def test_malformed_tex_is_a_warning_in_words(monkeypatch):
     site.report_malformed_tex(None, "chapters/a", "page.html", {"body": "<p>katex</p>"}, None)
     site.report_malformed_tex(None, "search", "search.html", {}, None)
     assert said == []
+
+
+def test_fields_of_named_tuples_are_not_listed_by_number():
+    from gradbook.estimators import Family, pathwise
+
+    assert site.skip_field_aliases(None, "class", "sample", Family.sample, False, None)
+    assert not site.skip_field_aliases(None, "module", "pathwise", pathwise, False, None)
+    assert site.skip_field_aliases(None, "module", "pathwise", pathwise, True, None)
