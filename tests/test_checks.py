@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from gradbook.checks import plain, require, require_finite, require_positive
+from gradbook.checks import is_transformed, plain, require, require_finite, require_positive
 
 
 def test_plain_sees_the_whole_batch_under_nested_transforms():
@@ -21,6 +21,20 @@ def test_plain_sees_the_whole_batch_under_nested_transforms():
 def test_plain_cuts_the_gradient():
     theta = torch.tensor(2.0, requires_grad=True)
     assert not plain(theta * 3).requires_grad
+
+
+def test_transforms_are_seen_in_any_argument():
+    seen = []
+
+    def f(theta, noise):
+        seen.append((is_transformed(noise, noise), is_transformed(noise, theta)))
+        return theta * noise.sum()
+
+    noise = torch.tensor([1.0, 2.0])
+    assert not is_transformed(noise, noise)
+    vmap(f, in_dims=(0, None))(torch.ones(3), noise)
+    vmap(f, in_dims=(None, 0))(torch.tensor(2.0), noise)
+    assert seen == [(False, True), (True, True)]
 
 
 def test_require():
@@ -46,6 +60,8 @@ def test_require_finite_names_the_argument(bad):
     require_finite(a=torch.tensor(1.0), b=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match="b: must be finite"):
         require_finite(a=torch.tensor(1.0), b=torch.tensor([0.0, bad]))
+    with pytest.raises(ValueError, match="b: must be finite"):
+        require_finite(a=1, b=bad)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 0.0, -1.0])

