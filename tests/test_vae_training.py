@@ -15,17 +15,8 @@ def on_the_cpu(monkeypatch):
 
 
 @pytest.fixture
-def split_images(monkeypatch):
-    """Stands in for Fashion-MNIST: 30 images to train on, 20 to test on."""
-    sets = {
-        split: data.Images(
-            torch.randint(256, (n, 28, 28), generator=generator(n), dtype=torch.uint8),
-            torch.zeros(n, dtype=torch.int64),
-        )
-        for split, n in (("train", 30), ("test", 20))
-    }
-    monkeypatch.setattr(data, "fashion_mnist", lambda split: sets[split])
-    return sets
+def split_images(stand_in):
+    return stand_in(train=30, test=20)
 
 
 def generator(seed=0):
@@ -165,3 +156,25 @@ def test_a_fit_of_no_steps_only_measures():
     curve = vae_training.fit(model(), exact, images(4), 0, (0,), lambda m: 3.0, 2)
     assert curve.values == [3.0]
     assert curve.seconds >= 0
+
+
+def test_divergence_is_a_mean_over_images(monkeypatch):
+    monkeypatch.setattr(vae_training, "CHUNK", 3)
+    built, batch = model(), images(7)
+    exact = vae.categorical_kl(built.encoder(batch)).mean().item()
+    assert vae_training.divergence(built, batch) == pytest.approx(exact, rel=1e-4)
+
+
+def test_a_started_model_paints_the_mean_and_tells_images_apart_by_what_differs():
+    train = images(9)
+    train[:, 0, 0] = 0.0
+    built = vae_training.started(2, 3, 5, train)
+    plain = vae.build(2, 3, generator(5))
+    mean = train.mean(0).clamp(1e-3, 1 - 1e-3)
+    code = torch.eye(3)[[0, 2]][None]
+    painted = built.decoder(code) - built.decoder.start
+    assert torch.equal(built.decoder.start, mean.logit())
+    assert torch.equal(built.encoder.centre, mean)
+    assert built.encoder.leak == built.decoder.leak == 0.2
+    assert torch.equal(built.encoder.conv1.weight, plain.encoder.conv1.weight)
+    assert painted.abs().mean() < built.decoder.start.abs().mean()

@@ -1,12 +1,12 @@
 """Tables on a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabulate import tabulate
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4) -> None:
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], digits: int = 4) -> None:
     """Show rows as a Markdown table in a notebook.
 
     Args:
@@ -19,6 +19,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]], digits: int = 4)
     """
     from IPython.display import Markdown, display  # only notebooks have it
 
+    rows = list(rows)  # an iterator can be read only once
     if wrong := [row for row in rows if len(row) != len(header)]:
         raise ValueError(f"rows: {wrong[0]} has not {len(header)} cells")
     # item() and not float(): torch warns when float() meets a tensor that requires a gradient.

@@ -14,12 +14,11 @@ from torch.nn import functional
 
 from gradbook.categorical import all_one_hots
 from gradbook.checks import require, require_finite
-from gradbook.gumbel import exp_concrete_log_prob, gumbel_log_softmax, gumbel_max, one_hot
+from gradbook.gumbel import exp_concrete_log_prob, gumbel_log_softmax, gumbel_one_hot
 from gradbook.logits import require_fits
 
 SIDE = 28
 QUARTER = SIDE // 4
-MOST_CODES = 2**16
 
 
 class Encoder(nn.Module):
@@ -30,11 +29,17 @@ class Encoder(nn.Module):
         classes: how many classes each has.
         width: filters of the first convolution and hidden units; the
             second convolution has twice as many filters.
+        leak: slope of the hidden units below zero; with 0 they are
+            rectifiers, which can die and then tell all images alike.
+
+    Attributes:
+        centre: what is subtracted from every image, [28, 28].
     """
 
-    def __init__(self, latents: int, classes: int, width: int = 32):
+    def __init__(self, latents: int, classes: int, width: int = 32, leak: float = 0.0):
         super().__init__()
-        self.latents, self.classes = latents, classes
+        self.latents, self.classes, self.leak = latents, classes, leak
+        self.register_buffer("centre", torch.zeros(SIDE, SIDE))
         self.conv1 = nn.Conv2d(1, width, 3, stride=2, padding=1)
         self.conv2 = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.hidden = nn.Linear(2 * width * QUARTER**2, width)
@@ -49,10 +54,10 @@ class Encoder(nn.Module):
         Returns:
             [n, latents, classes].
         """
-        x = self.conv1(images[:, None]).relu()
+        x = self.conv1((images - self.centre)[:, None]).relu()
         x = self.conv2(x).relu()
         # Channels last in memory: this flattening copies nothing.
-        x = self.hidden(x.permute(0, 2, 3, 1).flatten(1)).relu()
+        x = functional.leaky_relu(self.hidden(x.permute(0, 2, 3, 1).flatten(1)), self.leak)
         return self.logits(x).unflatten(1, (self.latents, self.classes))
 
 
@@ -60,10 +65,15 @@ class Decoder(nn.Module):
     """Two linear layers and two transposed convolutions, from a code to the logits of pixels.
 
     The arguments are those of :class:`Encoder`.
+
+    Attributes:
+        start: what is added to the logits of every picture, [28, 28].
     """
 
-    def __init__(self, latents: int, classes: int, width: int = 32):
+    def __init__(self, latents: int, classes: int, width: int = 32, leak: float = 0.0):
         super().__init__()
+        self.leak = leak
+        self.register_buffer("start", torch.zeros(SIDE, SIDE))
         self.hidden = nn.Linear(latents * classes, width)
         self.spread = nn.Linear(width, 2 * width * QUARTER**2)
         self.conv1 = nn.ConvTranspose2d(2 * width, width, 3, stride=2, padding=1, output_padding=1)
@@ -78,10 +88,10 @@ class Decoder(nn.Module):
         Returns:
             [n, 28, 28].
         """
-        x = self.hidden(codes.flatten(1)).relu()
+        x = functional.leaky_relu(self.hidden(codes.flatten(1)), self.leak)
         x = self.spread(x).relu().unflatten(1, (QUARTER, QUARTER, -1))
         x = self.conv1(x.permute(0, 3, 1, 2)).relu()
-        return self.conv2(x)[:, 0]
+        return self.conv2(x)[:, 0] + self.start
 
 
 class CategoricalVAE(nn.Module):
@@ -102,6 +112,8 @@ def build(
     classes: int,
     generator: torch.Generator,
     width: int = 32,
+    leak: float = 0.0,
+    mean: Tensor | None = None,
 ) -> CategoricalVAE:
     """Build a model whose initial weights come from a generator.
 
@@ -114,21 +126,31 @@ def build(
         classes: how many classes each has.
         generator: of the CPU.
         width: see :class:`Encoder`.
+        leak: see :class:`Encoder`.
+        mean: a picture [28, 28], strictly between 0 and 1: the encoder
+            sees images less it, and the decoder starts from its logits;
+            by default neither.
 
     Returns:
         A float32 model on the CPU, channels last in memory.
 
     Raises:
-        ValueError: if a size is not positive.
+        ValueError: if a size is not positive, or the mean has another
+            shape or a value that is not between 0 and 1.
 
     Source: X. Glorot and Y. Bengio, 2010, equation 16.
     """
     for name, size in (("latents", latents), ("classes", classes), ("width", width)):
         if size < 1:
             raise ValueError(f"{name}: must be positive, got {size}")
+    if mean is not None:
+        if mean.shape != (SIDE, SIDE):
+            raise ValueError(f"mean: must be [{SIDE}, {SIDE}], is {tuple(mean.shape)}")
+        require((mean > 0) & (mean < 1), "mean: must be strictly between 0 and 1")
     # torch's own initialization draws from its global generator: put that back as it was.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        model = CategoricalVAE(Encoder(latents, classes, width), Decoder(latents, classes, width))
+        sizes = (latents, classes, width, leak)
+        model = CategoricalVAE(Encoder(*sizes), Decoder(*sizes))
     # A page's default type may be float64, whose draws would be other weights.
     model = model.float()
     for parameter in model.parameters():
@@ -136,6 +158,9 @@ def build(
             nn.init.xavier_uniform_(parameter, generator=generator)
         else:
             nn.init.zeros_(parameter)
+    if mean is not None:
+        model.encoder.centre.copy_(mean)
+        model.decoder.start.copy_(mean.logit())
     return model.to(memory_format=torch.channels_last)
 
 
@@ -242,7 +267,7 @@ def hard_codes(logits: Tensor, noise: Tensor) -> Tensor:
     Raises:
         ValueError: as :func:`gradbook.gumbel.gumbel_max`.
     """
-    return one_hot(gumbel_max(logits, noise), logits.shape[-1], logits.dtype)
+    return gumbel_one_hot(logits, noise)
 
 
 def sampled_elbo(model: CategoricalVAE, images: Tensor, noise: Tensor) -> Tensor:
@@ -286,8 +311,6 @@ def exact_elbo(model: CategoricalVAE, images: Tensor) -> Tensor:
     require((images >= 0) & (images <= 1), "images: must be from 0 to 1")
     logits = model.encoder(images)
     latents, classes = logits.shape[-2:]
-    if classes**latents > MOST_CODES:
-        raise ValueError(f"model: {classes}^{latents} codes are too many to list")
     codes = all_one_hots(latents, classes).to(logits)
     pixel_logits = model.decoder(codes).flatten(1)
     # log p(x | z) = sum over pixels of x * logit - softplus(logit)

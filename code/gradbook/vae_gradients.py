@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gradbook import gumbel
-from gradbook.estimators.draws import fixed_baseline
+from gradbook.estimators.draws import fixed_baseline, mean_of_the_others
 from gradbook.vae import (
     CategoricalVAE,
     categorical_kl,
@@ -149,8 +149,7 @@ def leave_one_out(
     codes = hard_codes(logits, noise)
     losses = _losses(model, images, logits, codes)
     fixed = losses.detach()
-    others = (fixed.sum(0) - fixed) / (len(fixed) - 1)
-    return _with_score(losses, fixed - others, logits, codes)
+    return _with_score(losses, fixed - mean_of_the_others(fixed), logits, codes)
 
 
 def exact(model: CategoricalVAE, images: Tensor) -> Tensor:

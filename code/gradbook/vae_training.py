@@ -15,6 +15,9 @@ from gradbook.checks import require
 from gradbook.devices import device
 
 CHUNK = 500
+LEAK = 0.2
+# Pixels that are always black have no logit.
+LEAST_MEAN = 1e-3
 Loss = Callable[[vae.CategoricalVAE, Tensor, int, torch.Generator], Tensor]
 
 
@@ -113,6 +116,26 @@ def gumbels(*shape: int, generator: torch.Generator) -> Tensor:
     return gumbel.gumbel_noise(shape, generator, torch.float32, device())
 
 
+def started(latents: int, classes: int, seed: int, images: Tensor) -> vae.CategoricalVAE:
+    """Build a model whose start leaves no unit dead and no code unused.
+
+    Hidden units leak below zero, the encoder sees images less their mean, and the decoder starts
+    from it.
+
+    Args:
+        latents: how many latent variables.
+        classes: how many classes each has.
+        seed: of the weights.
+        images: what it will be trained on, [n, 28, 28].
+
+    Returns:
+        A model on the book's device.
+    """
+    mean = images.mean(0).clamp(LEAST_MEAN, 1 - LEAST_MEAN)
+    generator = torch.Generator().manual_seed(seed)
+    return vae.build(latents, classes, generator, leak=LEAK, mean=mean).to(device())
+
+
 @torch.no_grad()
 def hard_bound(model: vae.CategoricalVAE, images: Tensor, seed: int) -> float:
     """Estimate the mean negative bound of images from one hard code each.
@@ -147,6 +170,22 @@ def exact_bound(model: vae.CategoricalVAE, images: Tensor) -> float:
     """
     chunks = images.split(CHUNK)
     return -sum(vae.exact_elbo(model, chunk).sum().item() for chunk in chunks) / len(images)
+
+
+@torch.no_grad()
+def divergence(model: vae.CategoricalVAE, images: Tensor) -> float:
+    """Compute the mean divergence of the codes from their prior.
+
+    Args:
+        model: an encoder and a decoder.
+        images: [n, 28, 28].
+
+    Returns:
+        Nats per image.
+    """
+    chunks = images.split(CHUNK)
+    total = sum(vae.categorical_kl(model.encoder(chunk)).sum().item() for chunk in chunks)
+    return total / len(images)
 
 
 def fit(

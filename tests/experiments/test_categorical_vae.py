@@ -10,22 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from gradbook import data, vae, vae_gradients
+from gradbook import vae, vae_gradients
 from gradbook.experiments import categorical_vae as experiment
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, stand_in):
     """Stands in for Fashion-MNIST, and shortens the training."""
-    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
-    sets = {
-        split: data.Images(
-            torch.randint(256, (n, 28, 28), generator=generator(n), dtype=torch.uint8),
-            torch.zeros(n, dtype=torch.int64),
-        )
-        for split, n in (("train", 200), ("test", 40))
-    }
-    monkeypatch.setattr(data, "fashion_mnist", lambda split: sets[split])
+    stand_in(train=200, test=40)
     for name, value in {
         "EPOCHS": 2,
         "EPOCH_STEPS": 2,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gradbook import data, vae, vae_gradients
+from gradbook import vae, vae_gradients, vae_losses
 from gradbook.experiments import small_latent_vae as experiment
 
 
@@ -14,17 +14,9 @@ def generator(seed=0):
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch, stand_in):
     """Stands in for Fashion-MNIST, and shortens the training."""
-    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
-    sets = {
-        split: data.Images(
-            torch.randint(256, (n, 28, 28), generator=generator(n), dtype=torch.uint8),
-            torch.zeros(n, dtype=torch.int64),
-        )
-        for split, n in (("train", 100), ("test", 20))
-    }
-    monkeypatch.setattr(data, "fashion_mnist", lambda split: sets[split])
+    stand_in(train=100, test=20)
     for name, value in {
         "POINTS": (0, 1, 2),
         "SHORT_POINTS": (2,),
@@ -36,7 +28,7 @@ def tiny(monkeypatch):
 
 
 def model():
-    return vae.build(experiment.LATENTS, experiment.CLASSES, generator(), width=4)
+    return vae.build(*experiment.CODE, generator(), width=4)
 
 
 def images(n=4):
@@ -56,8 +48,8 @@ def test_a_tiny_run_has_all_its_parts(tiny):
 
 def test_every_method_is_the_loss_that_its_name_says():
     built, batch = model(), images()
-    drawn = experiment.noise(batch, generator(5))
-    pair = experiment.noise(batch, generator(5), 2)
+    drawn = vae_losses.noise(experiment.CODE, batch, generator(5))
+    pair = vae_losses.noise(experiment.CODE, batch, generator(5), 2)
     expected = {
         "exact": vae_gradients.exact(built, batch),
         "relaxed_annealed": vae_gradients.relaxed(built, batch, drawn, math.sqrt(0.1)),
@@ -97,7 +89,7 @@ def test_compare_is_without_bias_where_the_estimator_is():
 def test_compare_measures_the_variance_of_one_draw():
     built, batch = model(), images()
     found = experiment.compare(built, batch, 3, 400)
-    drawn = experiment.noise(batch.repeat(400, 1, 1), generator(77))
+    drawn = vae_losses.noise(experiment.CODE, batch.repeat(400, 1, 1), generator(77))
     rows = vae_gradients.logit_gradients(
         lambda m, x: vae_gradients.relaxed(m, x, drawn, 1.0), built, batch.repeat(400, 1, 1)
     )

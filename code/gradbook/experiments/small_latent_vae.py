@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradbook import device, vae, vae_gradients, vae_training
+from gradbook import vae_gradients, vae_losses, vae_training
 from gradbook.vae import CategoricalVAE
+from gradbook.vae_losses import Code
 
 SEEDS = tuple(range(5))
-LATENTS = 3
-CLASSES = 4
+CODE = Code(latents=3, classes=4)
 BATCH = 50
 STEPS = 1600
 POINTS = (0, 50, 100, 200, 400, 600, 800, 1000, 1300, STEPS)
@@ -36,36 +36,6 @@ SHORT_REPLICATES = 30
 data_digest = vae_training.data_digest
 
 
-def exact(model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator) -> Tensor:
-    """Compute the exact loss; the step and the generator are those of every method."""
-    return vae_gradients.exact(model, images)
-
-
-def relaxed(
-    temperature: Callable[[int], float],
-    model: CategoricalVAE,
-    images: Tensor,
-    step: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Compute the Gumbel-Softmax loss at a temperature that may depend on the step."""
-    return vae_gradients.relaxed(model, images, noise(images, generator), temperature(step))
-
-
-def straight_through(
-    model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator
-) -> Tensor:
-    """Compute the straight-through Gumbel-Softmax loss at temperature 1."""
-    return vae_gradients.straight_through(model, images, noise(images, generator), 1.0)
-
-
-def leave_one_out(
-    model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator
-) -> Tensor:
-    """Compute the leave-one-out loss of two codes to an image."""
-    return vae_gradients.leave_one_out(model, images, noise(images, generator, 2))
-
-
 def annealed(step: int) -> float:
     """Cool from 1 to 0.1 over the training, by the same factor at each step.
 
@@ -78,29 +48,15 @@ def annealed(step: int) -> float:
     return COOLEST ** (step / STEPS)
 
 
-METHODS: dict[str, vae_training.Loss] = {
-    "exact": exact,
-    "relaxed_annealed": partial(relaxed, annealed),
-    "relaxed_1": partial(relaxed, lambda step: 1.0),
-    "relaxed_0.1": partial(relaxed, lambda step: 0.1),
-    "straight_through_1": straight_through,
-    "leave_one_out_2": leave_one_out,
+METHODS = {
+    "exact": vae_losses.exact(),
+    "relaxed_annealed": vae_losses.relaxed(CODE, annealed),
+    "relaxed_1": vae_losses.relaxed(CODE, lambda step: 1.0),
+    "relaxed_0.1": vae_losses.relaxed(CODE, lambda step: 0.1),
+    "straight_through_1": vae_losses.straight_through(CODE, 1.0),
+    "leave_one_out_2": vae_losses.leave_one_out(CODE, 2),
 }
 SHORT_METHODS = ("exact", "relaxed_1", "leave_one_out_2")
-
-
-def noise(images: Tensor, generator: torch.Generator, *draws: int) -> Tensor:
-    """Draw the Gumbel noise of a batch.
-
-    Args:
-        images: [n, 28, 28].
-        generator: of the CPU.
-        draws: how many to an image; by default one, without an axis.
-
-    Returns:
-        [*draws, n, latents, classes].
-    """
-    return vae_training.gumbels(*draws, len(images), LATENTS, CLASSES, generator=generator)
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -111,19 +67,22 @@ def run(seed: int) -> dict[str, Any]:
 
     Returns:
         ``short``, as :func:`run_short`; ``steps``, after which the curves are sampled; ``curves``
-        by method, the exact negative ELBO of the test images in nats; ``gradients`` of the model
-        at the ``start`` and of the ``exact`` one at its end, as :func:`compare`.
+        by method, the exact negative ELBO of the test images in nats; ``kl``, by method, their
+        mean divergence at the end; ``gradients`` of the model at the ``start`` and of the
+        ``exact`` one at its end, as :func:`compare`.
     """
     train = vae_training.binary_images("train")
     test = vae_training.binary_images("test", TEST_IMAGES)
-    models = {name: initial(seed) for name in METHODS}
+    start = partial(vae_training.started, *CODE, seed, train)
+    models = {name: start() for name in METHODS}
     curves = {name: climb(models[name], name, train, test, seed, POINTS) for name in METHODS}
     return {
         "short": run_short(seed),
         "steps": list(POINTS),
         "curves": curves,
+        "kl": {name: vae_training.divergence(models[name], test) for name in METHODS},
         "gradients": {
-            "start": compare(initial(seed), test[:PROBES], seed, REPLICATES),
+            "start": compare(start(), test[:PROBES], seed, REPLICATES),
             "exact": compare(models["exact"], test[:PROBES], seed, REPLICATES),
         },
     }
@@ -142,29 +101,16 @@ def run_short(seed: int) -> dict[str, float]:
     """
     splits = zip(("train", "test"), SHORT_IMAGES, strict=True)
     train, test = (vae_training.binary_images(*split) for split in splits)
+    start = partial(vae_training.started, *CODE, seed, train)
     bounds = {
-        name: climb(initial(seed), name, train, test, seed, SHORT_POINTS)[-1]
-        for name in SHORT_METHODS
+        name: climb(start(), name, train, test, seed, SHORT_POINTS)[-1] for name in SHORT_METHODS
     }
-    start = compare(initial(seed), test[:PROBES], seed, SHORT_REPLICATES)
+    rows = compare(start(), test[:PROBES], seed, SHORT_REPLICATES)
     ratios = {
-        f"log10_ratio_{name}": math.log10(start[name]["variance"] / start["relaxed_1"]["variance"])
+        f"log10_ratio_{name}": math.log10(rows[name]["variance"] / rows["relaxed_1"]["variance"])
         for name in ("straight_through_1", "leave_one_out_2")
     }
     return {**bounds, **ratios}
-
-
-def initial(seed: int) -> CategoricalVAE:
-    """Build the model that every fit of one seed starts from.
-
-    Args:
-        seed: of the weights.
-
-    Returns:
-        A model on the book's device.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    return vae.build(LATENTS, CLASSES, generator).to(device())
 
 
 def climb(
@@ -178,7 +124,7 @@ def climb(
     """Train a model in place by one of ``METHODS``.
 
     Args:
-        model: as from :func:`initial`.
+        model: as from :func:`gradbook.vae_training.started`.
         name: of the method.
         train: images to train on.
         test: images to measure on.
@@ -243,17 +189,16 @@ def estimators(model: CategoricalVAE, images: Tensor) -> dict[str, Callable[...,
     with torch.no_grad():
         baseline = vae_gradients.exact(model, images).item()
 
-    def relaxed_at(temperature):
-        return partial(relaxed, lambda step: temperature, step=0)
+    def score(model, images, step, generator):
+        drawn = vae_losses.noise(CODE, images, generator)
+        return vae_gradients.score_function(model, images, drawn, baseline)
 
-    def score(model, images, generator):
-        return vae_gradients.score_function(model, images, noise(images, generator), baseline)
-
-    return {
-        "relaxed_1": relaxed_at(1.0),
-        "relaxed_0.5": relaxed_at(0.5),
-        "relaxed_0.1": relaxed_at(0.1),
-        "straight_through_1": partial(straight_through, step=0),
+    kinds = {
+        "relaxed_1": METHODS["relaxed_1"],
+        "relaxed_0.5": vae_losses.relaxed(CODE, lambda step: 0.5),
+        "relaxed_0.1": METHODS["relaxed_0.1"],
+        "straight_through_1": METHODS["straight_through_1"],
         "score_function": score,
-        "leave_one_out_2": partial(leave_one_out, step=0),
+        "leave_one_out_2": METHODS["leave_one_out_2"],
     }
+    return {name: partial(loss, step=0) for name, loss in kinds.items()}

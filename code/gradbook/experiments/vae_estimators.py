@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradbook import device, vae, vae_gradients, vae_training
+from gradbook import vae, vae_gradients, vae_losses, vae_training
 from gradbook.vae import CategoricalVAE
+from gradbook.vae_losses import Code
 
 SEEDS = tuple(range(5))
-LATENTS = 32
-CLASSES = 10
+CODE = Code(latents=32, classes=10)
 BATCH = 50
 POINTS = (0, 100, 200, 400, 700, 1000, 1400, 1800, 2400, 3000)
 TEST_IMAGES = 5_000
@@ -50,53 +50,31 @@ class MovingAverage:
         self, model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator
     ) -> Tensor:
         """Compute the loss of a batch, then let the average see it."""
-        drawn = noise(images, generator)
+        drawn = vae_losses.noise(CODE, images, generator)
         loss = vae_gradients.score_function(model, images, drawn, self.average)
         self.average = vae_gradients.moving_average(self.average, loss.item())
         return loss
 
 
-def relaxed(model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator) -> Tensor:
-    """Compute the Gumbel-Softmax loss, annealed as the article does, but only to 0.1."""
-    temperature = max(COOLEST, vae_gradients.temperature_schedule(step))
-    return vae_gradients.relaxed(model, images, noise(images, generator), temperature)
+def annealed(step: int) -> float:
+    """Cool as the article does, but only to 0.1.
 
+    Args:
+        step: how many batches came before.
 
-def straight_through(
-    model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator
-) -> Tensor:
-    """Compute the straight-through Gumbel-Softmax loss at temperature 1."""
-    return vae_gradients.straight_through(model, images, noise(images, generator), 1.0)
-
-
-def leave_one_out(
-    model: CategoricalVAE, images: Tensor, step: int, generator: torch.Generator
-) -> Tensor:
-    """Compute the leave-one-out loss of four codes to an image."""
-    return vae_gradients.leave_one_out(model, images, noise(images, generator, DRAWS))
+    Returns:
+        The temperature.
+    """
+    return max(COOLEST, vae_gradients.temperature_schedule(step))
 
 
 METHODS = {
-    "relaxed": Method(lambda: relaxed, 1),
-    "straight_through": Method(lambda: straight_through, 1),
-    "leave_one_out": Method(lambda: leave_one_out, DRAWS),
+    "relaxed": Method(lambda: vae_losses.relaxed(CODE, annealed), 1),
+    "straight_through": Method(lambda: vae_losses.straight_through(CODE, 1.0), 1),
+    "leave_one_out": Method(lambda: vae_losses.leave_one_out(CODE, DRAWS), DRAWS),
     "moving_average": Method(MovingAverage, 1),
 }
 SHORT_METHODS = ("relaxed", "straight_through", "leave_one_out")
-
-
-def noise(images: Tensor, generator: torch.Generator, *draws: int) -> Tensor:
-    """Draw the Gumbel noise of a batch.
-
-    Args:
-        images: [n, 28, 28].
-        generator: of the CPU.
-        draws: how many to an image; by default one, without an axis.
-
-    Returns:
-        [*draws, n, latents, classes].
-    """
-    return vae_training.gumbels(*draws, len(images), LATENTS, CLASSES, generator=generator)
 
 
 def run(seed: int) -> dict[str, Any]:
@@ -149,29 +127,12 @@ def climb(
         What :func:`run` says of a fit.
     """
     method = METHODS[name]
-    weights = torch.Generator().manual_seed(seed)
-    model = vae.build(LATENTS, CLASSES, weights).to(device())
+    model = vae_training.started(*CODE, seed, train)
     measure = partial(vae_training.hard_bound, images=test, seed=seed + 20_000)
     curve = vae_training.fit(model, method.make(), train, seed, points, measure, BATCH)
     return {
         "curve": curve.values,
-        "kl": divergence(model, test),
+        "kl": vae_training.divergence(model, test),
         "seconds": curve.seconds,
         "passes": method.passes,
     }
-
-
-@torch.no_grad()
-def divergence(model: CategoricalVAE, images: Tensor) -> float:
-    """Compute the mean divergence of the codes from their prior.
-
-    Args:
-        model: an encoder and a decoder.
-        images: [n, 28, 28].
-
-    Returns:
-        Nats per image.
-    """
-    chunks = images.split(vae_training.CHUNK)
-    total = sum(vae.categorical_kl(model.encoder(chunk)).sum().item() for chunk in chunks)
-    return total / len(images)
