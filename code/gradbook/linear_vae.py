@@ -144,7 +144,7 @@ def fit(
     # Refuses what has no optimum.
     maximum_likelihood(covariance, k)
     size, unit = len(covariance), covariance.diagonal().mean()
-    start = torch.randn(2, size, k, generator=generator, dtype=torch.double)
+    start = torch.randn(2, size, k, generator=generator, dtype=torch.double, device="cpu")
     weight, encoder = start.to(covariance) / math.sqrt(size)
     zeros = torch.zeros(k + 1).to(weight)
     vae = LinearVAE(weight, zeros[0], encoder.T, zeros[1:])

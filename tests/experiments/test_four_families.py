@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 import torch
 
-from gradbook import data, families, ising
+from gradbook import data, families, family_measures, ising
 from gradbook.experiments import four_families as experiment
+from gradbook.families import Model
 from gradbook.family_measures import Bits, estimate
 from gradbook.two_samples import mmd_squared
 
@@ -106,6 +107,77 @@ def test_a_row_is_of_the_model_that_was_trained_and_of_one_seed(tiny):
     assert row["draws"]["bond"] == experiment.quality(x, bits.test[:25], 1.0, bits)["bond"]
 
 
+def trained(name, bits, budget, seed):
+    """A family, by hand, as the experiment should train it."""
+    builders = {name: experiment.FAMILIES[name]}
+    width = families.sizes(builders, bits.train.shape[1], budget)[name]
+    noise = generator(seed)
+    model = builders[name](bits.train.shape[1], width, noise)
+    families.train(model, bits.train, experiment.RECIPES[name], noise)
+    return model
+
+
+def test_a_run_has_the_images_and_the_budget_of_each_set(tiny, monkeypatch):
+    monkeypatch.setattr(experiment, "study", lambda *found: found)
+    found = experiment.run(3)
+    for name, expected, budget in (
+        ("ising", experiment.ising_bits(3, 60, 50), 3_000),
+        ("fashion", experiment.fashion_bits(3), 9_000),
+    ):
+        bits, *rest = found[name]
+        assert torch.equal(bits.train, expected.train)
+        assert torch.equal(bits.test, expected.test)
+        assert rest == [budget, 3]
+
+
+def test_a_short_run_is_the_divergence_after_a_few_steps(tiny, monkeypatch):
+    monkeypatch.setattr(experiment, "SHORT_STEPS", 5)
+    found = experiment.run_short(7)
+    bits = experiment.ising_bits(7, 110, 20)
+    for name, value in found.items():
+        recipe = experiment.RECIPES[name]._replace(steps=5)
+        monkeypatch.setitem(experiment.RECIPES, name, recipe)
+        model = trained(name, bits, 3_000, 7)
+        assert value == experiment.likelihood(model, bits, 7)["kl"]["value"]
+
+
+def test_every_family_has_its_own_recipe_and_is_probed_by_its_own_features(tiny, monkeypatch):
+    """The probe tells what it was asked."""
+
+    def asked(features, bits, images, strength):
+        return features(bits.test[:5]).sum().item(), images, strength
+
+    monkeypatch.setattr(family_measures, "probe", asked)
+    bits = experiment.fashion_bits(1)
+    rows = experiment.study(bits, 9_000, 1)
+    for name in experiment.FAMILIES:
+        model = trained(name, bits, 9_000, 1)
+        expected = asked(model.features, bits, 40, experiment.PROBE_C)
+        assert rows[name]["probe"] == expected
+        assert rows[name]["parameters"] == families.parameter_count(model)
+        assert rows[name]["likelihood"] == experiment.likelihood(model, bits, 1)
+
+
+def test_independent_pixels_stand_beside_the_families(tiny):
+    bits = experiment.ising_bits(0, 60, 50)
+    found = experiment.study(bits, 3_000, 0)["independent"]
+    fitted = family_measures.independent(bits)
+    assert found == {"likelihood": experiment.likelihood(fitted, bits, 0)}
+
+
+def test_the_noise_of_a_likelihood_is_the_seeds():
+    n = experiment.LIKELIHOOD_IMAGES
+    bits = Bits(torch.ones(n + 1, 2), torch.ones(n + 1, 2))
+
+    def noisy(x, generator):
+        return torch.randn(len(x), generator=generator)
+
+    found = experiment.likelihood(Model((), None, None, noisy), bits, 5)
+    noise = generator(3_005)
+    drawn = torch.cat([torch.randn(100, generator=noise) for _ in range(n // 100)])
+    assert found["nll"] == estimate(-drawn.double())
+
+
 def test_draws_are_compared_with_held_out_images_and_the_data_with_themselves(tiny):
     bits = experiment.ising_bits(0, 60, 50)
     rows = experiment.study(bits, 3_000, 0)
@@ -129,6 +201,29 @@ def test_ising_images_are_the_seeds_and_know_their_log_probability():
     world = ising.Ising(0.4, 0.05, 8, 8)
     expected = ising.log_prob(world, bits.test.double().reshape(20, 8, 8))
     assert torch.equal(bits.log_prob(bits.test), expected)
+
+
+def test_noise_is_drawn_on_the_cpu_whatever_the_default_device(monkeypatch, garments):
+    """A page draws there too, and may have another device for all else."""
+    x = torch.rand(40, 4, generator=generator()).round()
+    bits = Bits(x, x, (x[:, 0].long(), x[:, 0].long()))
+    seen = []
+
+    def sample(world, uniforms):
+        seen.append(uniforms)
+        return torch.zeros(len(uniforms), 8, 8, device="cpu")
+
+    def probe(features, bits):
+        seen.append(features(bits.train))
+
+    monkeypatch.setattr(ising, "sample", sample)
+    monkeypatch.setattr(experiment, "probe", probe)
+    with torch.device("meta"):
+        experiment.ising_bits(0, 3, 2)
+        seen += experiment.fashion_bits(0).labels
+        experiment.yardsticks(bits, 0)
+    assert len(seen) == 6
+    assert {one.device.type for one in seen} == {"cpu"}
 
 
 def test_the_reference_is_what_many_draws_show():
@@ -194,6 +289,18 @@ def test_yardsticks_read_labels_from_pixels_and_none_from_noise():
     assert found["untrained"] > 0.9
     assert abs(found["noise"] - 1 / 8) <= 4.5 * math.sqrt(1 / 8 * 7 / 8 / 1_000)
     assert found == experiment.yardsticks(bits, 0) != experiment.yardsticks(bits, 1)
+
+
+def test_untrained_features_are_rectified_projections_and_noise_knows_no_image(monkeypatch):
+    monkeypatch.setattr(experiment, "probe", lambda features, bits: features)
+    x = torch.rand(50, 6, generator=generator(1)).round()
+    found = experiment.yardsticks(Bits(x, x), 2)
+    assert torch.equal(found["pixels"](x), x)
+    weights = torch.randn(6, 128, generator=generator(4_002))
+    torch.testing.assert_close(found["untrained"](x), ((2 * x - 1) @ weights).clamp(min=0))
+    noise = [found["noise"](x) for _ in range(2)]
+    assert noise[0].shape == (50, 128)
+    assert not torch.equal(*noise)
 
 
 def test_the_digest_is_of_pixels_and_labels(monkeypatch):
