@@ -81,3 +81,9 @@ def test_no_logit_has_no_bit():
 def test_bad_input_is_named(draw, arguments, message):
     with pytest.raises(ValueError, match=message):
         draw(*arguments)
+
+
+@pytest.mark.parametrize("draw", [binary_concrete.soft_bits, binary_concrete.hard_bits])
+def test_bits_have_the_type_of_the_logits(draw):
+    logits, uniforms = torch.zeros(4, dtype=torch.float32), torch.full((4,), 0.25).double()
+    assert draw(logits, 0.5, uniforms).dtype == torch.float32

@@ -99,3 +99,31 @@ def test_no_images_no_divergence():
 def test_bad_input(means, labels, message):
     with pytest.raises(ValueError, match=message):
         conditional_vae.kl(POSTERIOR, means, labels)
+
+
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_labels_are_integers(kind):
+    with pytest.raises(ValueError, match="labels: must be integers"):
+        conditional_vae.kl(POSTERIOR, MEANS, LABELS.to(kind))
+
+
+def test_noise_is_one_draw_for_each_image():
+    x, labels = two_kinds(4)
+    with pytest.raises(ValueError, match="noise"):
+        conditional_vae.elbo(small_model(), MEANS[:2].float(), x, labels, torch.zeros(3, 4, 2))
+
+
+def test_the_order_of_the_images_and_the_noise_have_seeds_of_their_own(monkeypatch):
+    seeds = []
+
+    class Generator(torch.Generator):
+        def manual_seed(self, seed):
+            seeds.append(seed)
+            return super().manual_seed(seed)
+
+    monkeypatch.setattr(torch, "Generator", Generator)
+    model = small_model()
+    seeds.clear()
+    x, labels = two_kinds(10)
+    conditional_vae.fit(model, x, labels, 2, seed=3, steps=1, batch=5)
+    assert len(seeds) == len(set(seeds)) == 2

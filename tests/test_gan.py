@@ -269,3 +269,22 @@ def test_value_of_a_batch_of_laws():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_losses_keep_their_digits_where_the_discriminator_is_sure():
+    """torch's softplus is the identity above 20, which is off by 2e-9 there."""
+    logit = torch.tensor([21.0], dtype=torch.float64)
+    exact = math.log1p(math.exp(-21.0))
+    assert gan.generator_loss(logit).item() == pytest.approx(exact, rel=1e-12, abs=0)
+    assert gan.saturating_loss(logit).item() == pytest.approx(-21 - exact, rel=1e-15)
+    both = gan.discriminator_loss(logit, -logit)
+    assert both.item() == pytest.approx(2 * exact, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_losses_refuse_what_is_not_finite(bad):
+    for loss in (gan.generator_loss, gan.saturating_loss):
+        with pytest.raises(ValueError, match="fake_logits"):
+            loss(torch.tensor([bad]))
+    with pytest.raises(ValueError, match="real_logits"):
+        gan.discriminator_loss(torch.tensor([bad]), torch.zeros(1))

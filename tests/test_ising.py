@@ -207,3 +207,18 @@ GOOD = ising.Ising(0.4, 0.0, 2, 3)
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_an_integer_coupling_does_not_truncate_the_field():
+    with pytest.raises(ValueError, match="coupling: must be a scalar of a floating type"):
+        ising.log_partition(ising.Ising(torch.tensor(1), 0.5, 2, 2))
+
+
+def test_the_largest_noise_below_one_draws_a_picture():
+    """The last of the cumulated probabilities may fall short of 1."""
+    top = torch.full((1, 3), 1 - 2.0**-53, dtype=torch.float64)
+    for seed in range(40):
+        generator = torch.Generator().manual_seed(seed)
+        coupling, field = torch.randn(2, generator=generator, dtype=torch.float64)
+        x = ising.sample(ising.Ising(coupling, field, 3, 5), top)
+        assert ((x == 0) | (x == 1)).all()

@@ -71,4 +71,4 @@ def _perturbed(logits: Tensor, uniforms: Tensor) -> Tensor:
         raise ValueError(f"uniforms: must have the shape of the logits, is {shapes}")
     require((uniforms >= 0) & (uniforms <= 1), "uniforms: must be from 0 to 1")
     # An end of the interval, where the logit is infinite, makes a sure bit without a gradient.
-    return logits + uniforms.logit()
+    return logits + uniforms.to(logits.dtype).logit()

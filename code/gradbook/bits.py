@@ -2,7 +2,7 @@
 
 Pictures are rows x [N, n] of zeros and ones, in a floating type. A table numbers the pictures as
 binary numbers, the first pixel the highest digit. A *pseudo-count* is what a fit adds to every
-count: 0 gives maximum likelihood. Log-probabilities and divergences are in nats. What counts the
+count: 0 gives maximum likelihood. Log-probabilities are in nats. What counts the
 parameters raises ``ValueError`` where there is no pixel or no hidden unit.
 """
 
@@ -194,9 +194,12 @@ def table_log_prob(table: Table, x: Tensor) -> Tensor:
     Raises:
         ValueError: if ``x`` is not rows of n bits.
     """
-    n = len(table.probabilities).bit_length() - 1
+    p = table.probabilities
+    n = len(p).bit_length() - 1
+    if len(p) != 2**n:
+        raise ValueError(f"table: must have 2^n rows, has {len(p)}")
     require_bits("x", x, n)
-    return table.probabilities[_number(x)].log()
+    return _checked(p)[_number(x)].log()
 
 
 def independent_log_prob(model: Independent, x: Tensor) -> Tensor:
@@ -222,31 +225,6 @@ def chain_log_prob(model: Chain, x: Tensor) -> Tensor:
     return _bernoulli(model.first, x[:, 0]) + rest
 
 
-def exact_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Sum the divergence KL(p || q) over every state.
-
-    Args:
-        log_p: log-probabilities [states]; -inf marks what cannot occur.
-        log_q: the same of q.
-
-    Returns:
-        A scalar, infinite where q forbids what p allows.
-
-    Raises:
-        ValueError: if the shapes differ, or the probabilities of one do
-            not sum to 1 within 1e-3.
-    """
-    if log_p.ndim != 1 or log_p.shape != log_q.shape:
-        shapes = f"{tuple(log_p.shape)} and {tuple(log_q.shape)}"
-        raise ValueError(f"log_q: must list the states of log_p, {shapes}")
-    for name, logs in (("log_p", log_p), ("log_q", log_q)):
-        close = logs.logsumexp(0).abs() <= 1e-3
-        require(close, f"{name}: probabilities must sum to 1")
-    # 0 log 0 is 0, where 0 * -inf would be NaN.
-    log_p, log_q = log_p[log_p > -torch.inf], log_q[log_p > -torch.inf]
-    return (log_p.exp() * (log_p - log_q)).sum()
-
-
 def require_bits(name: str, x: Tensor, n: int | None = None) -> None:
     """Raise unless a tensor is rows of bits.
 
@@ -269,8 +247,13 @@ def _share(ones: Tensor, total: Tensor | int, pseudo_count: float) -> Tensor:
     return ((ones + pseudo_count) / (total + 2 * pseudo_count)).nan_to_num(0.5)
 
 
-def _bernoulli(probabilities: Tensor, x: Tensor) -> Tensor:
-    return torch.where(x == 1, probabilities, 1 - probabilities).log()
+def _bernoulli(p: Tensor, x: Tensor) -> Tensor:
+    return torch.where(x == 1, _checked(p), 1 - p).log()
+
+
+def _checked(p: Tensor) -> Tensor:
+    require((p >= 0) & (p <= 1), "probabilities: must be from 0 to 1")
+    return p
 
 
 def _number(x: Tensor) -> Tensor:

@@ -63,6 +63,8 @@ def elbo(
         ValueError: as :func:`kl` and :func:`gradbook.normal_vae.code`.
     """
     posterior = model.encoder(x)
+    if noise.ndim != 2:
+        raise ValueError(f"noise: must be [n, d], is {tuple(noise.shape)}")
     logits = model.decoder(normal_vae.code(posterior, noise))
     divergence = kl(posterior, class_means, labels).sum(-1)
     return normal_vae.log_likelihood(logits, x) - divergence
@@ -95,7 +97,8 @@ def fit(
     """
     latents = model.encoder(images[:1]).mean.shape[1]
     # The means travel much further than a weight does: their steps are ten times as long.
-    means = torch.zeros(classes, latents).to(images).requires_grad_()
+    means = images.new_zeros(classes, latents).requires_grad_()
+    labels = labels.to(images.device)
     groups = [{"params": model.parameters()}, {"params": [means], "lr": 10 * rate}]
     optimizer = torch.optim.Adam(groups, lr=rate)
     batches = vae_training.minibatches(len(images), batch, torch.Generator().manual_seed(seed))
@@ -116,5 +119,7 @@ def _check(posterior: Posterior, class_means: Tensor, labels: Tensor) -> None:
         raise ValueError(f"class_means: must be [classes, {d}], is {tuple(class_means.shape)}")
     if labels.shape != (n,):
         raise ValueError(f"labels: must be [{n}], is {tuple(labels.shape)}")
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"labels: must be integers, are {labels.dtype}")
     if labels.numel() and not 0 <= labels.min() <= labels.max() < len(class_means):
         raise ValueError(f"labels: must be from 0 to {len(class_means) - 1}")

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import leaky_relu, softplus
+from torch.nn.functional import leaky_relu, logsigmoid
 
 from gradbook.binary_concrete import hard_bits
-from gradbook.checks import require
+from gradbook.checks import require, require_finite
 
 __all__ = [
     "GAN",
@@ -163,12 +163,12 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         - mean log D(real) - mean log(1 - D(fake)), a scalar.
 
     Raises:
-        ValueError: if one is empty.
+        ValueError: if one is empty or not finite.
 
     Source: I. Goodfellow et al., 2014, equation 1.
     """
     _require_some(real_logits=real_logits, fake_logits=fake_logits)
-    return softplus(-real_logits).mean() + softplus(fake_logits).mean()
+    return -logsigmoid(real_logits).mean() - logsigmoid(-fake_logits).mean()
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
@@ -184,12 +184,12 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
         - mean log D(fake), a scalar.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or one is not finite.
 
     Source: Goodfellow et al. 2014, section 3.
     """
     _require_some(fake_logits=fake_logits)
-    return softplus(-fake_logits).mean()
+    return -logsigmoid(fake_logits).mean()
 
 
 def saturating_loss(fake_logits: Tensor) -> Tensor:
@@ -202,12 +202,12 @@ def saturating_loss(fake_logits: Tensor) -> Tensor:
         mean log(1 - D(fake)), a scalar.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if there is none, or one is not finite.
 
     Source: Goodfellow et al. 2014, equation 1.
     """
     _require_some(fake_logits=fake_logits)
-    return -softplus(fake_logits).mean()
+    return logsigmoid(-fake_logits).mean()
 
 
 def gradient_penalty(discriminator: nn.Module, x: Tensor) -> Tensor:
@@ -283,6 +283,7 @@ def _require_some(**tensors: Tensor) -> None:
     for name, tensor in tensors.items():
         if len(tensor) == 0:
             raise ValueError(f"{name}: must not be empty")
+    require_finite(**tensors)
 
 
 def _require_laws(p: Tensor, q: Tensor) -> None:

@@ -190,8 +190,9 @@ def _parameters(model: Ising) -> tuple[Tensor, Tensor]:
     if not 1 <= model.columns <= MOST_COLUMNS:
         raise ValueError(f"columns: must be from 1 to {MOST_COLUMNS}, got {model.columns}")
     for name, value in (("coupling", model.coupling), ("field", model.field)):
-        if isinstance(value, Tensor) and value.ndim > 0:
-            raise ValueError(f"{name}: must be a scalar, is {tuple(value.shape)}")
+        if isinstance(value, Tensor) and (value.ndim > 0 or not value.is_floating_point()):
+            kind = f"{value.dtype} {tuple(value.shape)}"
+            raise ValueError(f"{name}: must be a scalar of a floating type, is {kind}")
     require_finite(coupling=model.coupling, field=model.field)
     given = [v for v in model[:2] if isinstance(v, Tensor)]
     like = given[0] if given else torch.zeros((), dtype=torch.float64)

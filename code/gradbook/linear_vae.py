@@ -77,7 +77,8 @@ def elbo(vae: LinearVAE, covariance: Tensor) -> Tensor:
     weight, noise_variance = decoder(vae)
     encoder, variance = vae.encoder, vae.log_variance.exp()
     size, latents = weight.shape
-    residual = torch.eye(size).to(weight) - weight @ encoder
+    identity = torch.eye(size, dtype=weight.dtype, device=weight.device)
+    residual = identity - weight @ encoder
     error = ((residual @ covariance) * residual).sum()
     error = error + (variance * weight.square().sum(0)).sum()
     constant = size * (math.log(2 * math.pi) + vae.log_noise)
@@ -146,7 +147,7 @@ def fit(
     size, unit = len(covariance), covariance.diagonal().mean()
     start = torch.randn(2, size, k, generator=generator, dtype=torch.double, device="cpu")
     weight, encoder = start.to(covariance) / math.sqrt(size)
-    zeros = torch.zeros(k + 1).to(weight)
+    zeros = weight.new_zeros(k + 1)
     vae = LinearVAE(weight, zeros[0], encoder.T, zeros[1:])
     leaves = [part.contiguous().requires_grad_() for part in vae]
     # On data of unit variance every parameter is of order 1.

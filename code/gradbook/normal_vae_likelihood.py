@@ -108,7 +108,7 @@ def marginal_log_likelihood(
     total = images.new_full((len(images),), -torch.inf)
     for some, share in zip(codes.split(CODES), log_probs.split(CODES), strict=True):
         logits = model.decoder(some)
-        blank = nn.functional.softplus(logits).sum(1)
+        blank = -nn.functional.logsigmoid(-logits).sum(1)
         rows = images @ logits.T - blank + share
         total = torch.logaddexp(total, rows.logsumexp(1))
     return total

@@ -121,7 +121,7 @@ def log_likelihood(ppca: Ppca, covariance: Tensor) -> Tensor:
     require_covariance(covariance)
     require_model(ppca, len(covariance))
     weight, noise_variance = ppca
-    identity = torch.eye(len(weight)).to(weight)
+    identity = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
     marginal = weight @ weight.T + noise_variance * identity
     factor = torch.linalg.cholesky(marginal)
     log_det = 2 * factor.diagonal().log().sum()
@@ -144,7 +144,7 @@ def precision(ppca: Ppca) -> Tensor:
     """
     require_model(ppca)
     weight, noise_variance = ppca
-    identity = torch.eye(weight.shape[1]).to(weight)
+    identity = torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device)
     return identity + weight.T @ weight / noise_variance
 
 
