@@ -229,10 +229,10 @@ def turn(page: Page, scheme: str) -> None:
         scheme: ``"light"`` or ``"dark"``.
 
     Raises:
-        TimeoutError: of Playwright, where the page does not follow within two seconds.
+        TimeoutError: of Playwright, where the page does not follow within ten seconds.
     """
     page.emulate_media(color_scheme=scheme)
-    page.wait_for_function(_FOLLOWED, arg=scheme, timeout=2_000)
+    page.wait_for_function(_FOLLOWED, arg=scheme, timeout=10_000)
 
 
 def fonts_missing(page: Page) -> list[str]:
