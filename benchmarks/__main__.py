@@ -10,10 +10,10 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks import categories, gradients
+from benchmarks import categories, codes, gradients
 from benchmarks.timing import REPEATS, Case, Timing, compare
 
-CASES: tuple[Case, ...] = gradients.CASES + categories.CASES
+CASES: tuple[Case, ...] = gradients.CASES + categories.CASES + codes.CASES
 
 
 def table(cases: list[tuple[Case, Timing]]) -> str:

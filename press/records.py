@@ -30,7 +30,7 @@ from gradbook import device
 from press.paths import CODE, RECORDS
 
 EXPERIMENTS = CODE / "gradbook" / "experiments"
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "pyro-ppl")
+PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "Pillow", "pyro-ppl")
 DIGITS = 6
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks import categories
+from benchmarks import categories, codes
 from benchmarks.__main__ import CASES, table
 from benchmarks.timing import Case, Timing, compare
 from gradbook.gumbel import gumbel_noise, gumbel_softmax, gumbel_top_k
@@ -80,6 +80,18 @@ def test_statistics_of_draws_see_another_law():
     assert (one / other - 1).abs().max() > categories.RTOL
     one, other = (categories.of_orders(gumbel_top_k(r, noise, 8)) for r in (rows, 0.9 * rows))
     assert (one / other - 1).abs().max() > categories.RTOL
+
+
+def test_distances_of_codes_see_one_wrong_code():
+    ours, _ = (side() for side in codes.nearest_case())
+    _, products = (side() for side in codes.product_case())
+    values, _ = (side() for side in codes.quantize_case())
+    right = codes.of_indices(ours)
+    for other in (codes.of_indices_or_products(products), codes.of_values(values)):
+        torch.testing.assert_close(other, right, rtol=1e-5, atol=0.0)
+    ours[7] = (ours[7] + 1) % codes.CODES
+    wrong = codes.of_indices(ours) > right * (1 + 1e-5)
+    assert wrong.nonzero().tolist() == [[7]]
 
 
 def test_the_footnote_tells_what_the_faster_noise_costs(monkeypatch):
