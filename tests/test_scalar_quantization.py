@@ -190,3 +190,12 @@ def test_values_off_the_grid(value):
 def test_bad_indices(indices):
     with pytest.raises(ValueError, match="^indices: "):
         scalar_codes(indices, [3, 4])
+
+
+def test_the_type_of_the_vectors_and_not_the_default_counts():
+    torch.set_default_dtype(torch.float64)
+    try:
+        z = torch.zeros(2, 3, dtype=torch.float32)
+        assert finite_scalar_quantize(z, (8, 4, 4)).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -52,7 +52,7 @@ def finite_scalar_quantize(z: Tensor, levels: Sequence[int]) -> Tensor:
     _require_coordinates("z", z, levels)
     counts = _counts(levels, z)
     reach = (counts - 1) * (1 + MARGIN) / 2
-    offset = (counts % 2 == 0) * 0.5
+    offset = (counts % 2 == 0).to(z.dtype) / 2
     bounded = (z + (offset / reach).atanh()).tanh() * reach - offset
     return straight_through(bounded.round(), bounded) / (counts // 2)
 
