@@ -2,7 +2,7 @@
 
 The vertical stack sees the rows above, the horizontal one the row so far and the vertical one. One
 stack of masked 3x3 convolutions would be blind to codes above on the right. A mask of zeros would be
-multiplied for nothing, so the kernels here are only what such a mask leaves:
+multiplied for nothing, so the kernels here are only what such a mask leaves::
 
     vertical, type A: the row above      x x x      horizontal, type A: on the left     x o
     vertical, type B: and the own row    x x x      horizontal, type B: and the own     x x

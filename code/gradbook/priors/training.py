@@ -49,7 +49,7 @@ def fit(
         codes: int64 [n, h, w], on the model's device.
         seed: of the order of the grids.
         steps: how many.
-        rate: the highest step size; see :func:`rate_factor`.
+        rate: the highest step size; see :func:`gradbook.priors.training.rate_factor`.
         batch: grids of a step.
         points: after how many steps to measure, from 0 to ``steps``.
         measure: of a model.
