@@ -204,19 +204,6 @@ def test_k_means_start_is_k_means_from_k_means_plus_plus(seed):
     assert distortion(z, ours) <= distortion(z, start)
 
 
-def test_normal_start_draws_standard_normals_in_float32():
-    torch.set_default_dtype(torch.float64)
-    try:
-        codebook = starts.normal_start(500, 4, generator())
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert codebook.shape == (500, 4)
-    assert codebook.dtype == torch.float32
-    assert stats.kstest(codebook.flatten().cpu().numpy(), "norm").pvalue > stats.norm.sf(4.5)
-    again = starts.normal_start(500, 4, generator())
-    assert torch.equal(codebook, again)
-
-
 def infinite(x):
     return torch.where(torch.arange(len(x))[:, None] == 1, float("inf"), x)
 
@@ -244,8 +231,6 @@ BAD = [
     (lambda: starts.k_means_start(normals(0, D), 2, generator(), 1), "z: "),
     (lambda: starts.k_means_start(normals(N, D), 0, generator(), 1), "k: "),
     (lambda: starts.k_means_start(normals(N, D), 2, generator(), -1), "steps: "),
-    (lambda: starts.normal_start(0, 1, generator()), "k: "),
-    (lambda: starts.normal_start(1, 0, generator()), "k: "),
 ]
 for _start in (starts.ones_start, starts.empty_counts_start, starts.empty_start):
     BAD += [

@@ -341,3 +341,9 @@ def test_a_batch_of_codebooks_is_refused(lookup):
         torch.func.vmap(lambda codes: lookup(Z, codes))(CODES[None])
     with pytest.raises(ValueError, match="^z: must have two axes"):
         torch.func.vmap(lambda z: lookup(z, CODES))(Z[None])
+
+
+def test_numbers_below_the_normal_ones_are_told_apart():
+    z = torch.tensor([[1e-40, 0.0], [0.0, 0.0]], dtype=torch.float32)
+    codebook = torch.tensor([[0.0, 0.0], [1e-40, 0.0]], dtype=torch.float32)
+    assert nearest_code(z, codebook).tolist() == [1, 0]

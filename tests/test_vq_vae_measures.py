@@ -133,3 +133,9 @@ def test_no_code_has_no_usage():
 def test_no_images_have_no_measures(measure):
     with pytest.raises(ValueError, match="^images: must not be empty"):
         measure(model(), images(0))
+
+
+def test_another_default_device_is_left_alone():
+    built, x = model(), images()
+    with torch.device("meta"):
+        assert measuring.measures(built, x).psnr < 100

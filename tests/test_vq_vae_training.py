@@ -209,7 +209,7 @@ def test_a_point_outside_the_training_is_refused(points):
 
 
 def test_a_batch_larger_than_the_images_is_refused():
-    with pytest.raises(ValueError, match="^size: "):
+    with pytest.raises(ValueError, match="^batch: "):
         training.fit(model(), images(8), 0, 1, 1e-2)
 
 
@@ -230,3 +230,9 @@ def test_the_model_may_be_built_under_other_defaults():
     assert same(expected, found)
     assert isinstance(found.encoder, nn.Module)
     assert all(parameter.dtype == torch.float32 for parameter in found.parameters())
+
+
+def test_images_of_one_colour_have_no_scale():
+    built, flat = model(), torch.full((8, 1, 8, 8), 0.5, dtype=torch.float32)
+    with pytest.raises(ValueError, match="train: "):
+        training.fit(built, flat, 0, 2, 1e-3, batch=4)

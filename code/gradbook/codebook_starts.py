@@ -17,7 +17,6 @@ from gradbook.codebooks import (
     require_rows,
     smoothed_means,
 )
-from gradbook.devices import device
 from gradbook.k_means import k_means, k_means_plus_plus
 
 
@@ -228,26 +227,6 @@ def k_means_start(
         ValueError: as the two functions of :mod:`gradbook.k_means`.
     """
     return k_means(z, k_means_plus_plus(z, k, generator), steps)
-
-
-def normal_start(k: int, dim: int, generator: torch.Generator) -> Tensor:
-    """Draw a codebook of standard normal numbers.
-
-    Args:
-        k: how many codes, at least 1.
-        dim: of a code, at least 1.
-        generator: of the CPU.
-
-    Returns:
-        float32 [k, dim], on the book's device.
-
-    Raises:
-        ValueError: if k or dim is less than 1.
-    """
-    if k < 1 or dim < 1:
-        raise ValueError(f"k: must be at least 1, as must dim: got {k} and {dim}")
-    drawn = torch.randn(k, dim, generator=generator, dtype=torch.float32, device="cpu")
-    return drawn.to(device())
 
 
 def check_codebook(codebook: Tensor) -> None:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradbook.checks import require_finite
+from gradbook.codebooks import require_indices
 from gradbook.gumbel import gumbel_max, gumbel_softmax, one_hot, straight_through
 from gradbook.noise import gumbel_noise
 from gradbook.quantizers import EmaCodebook, Quantized
-from gradbook.residual import ResidualCodebook, residual_decode
+from gradbook.residual import ResidualCodebook
 from gradbook.rotation import rotate
 from gradbook.scalar_quantization import (
     finite_scalar_quantize,
@@ -245,7 +246,8 @@ class GumbelCodebook(GradientTrained):
         Raises:
             ValueError: if an index is no code.
         """
-        return residual_decode(indices[..., None], [self.codebook])
+        require_indices(indices, self.codes)
+        return self.codebook[indices]
 
     def _noise(self, logits: Tensor) -> Tensor:
         if not self.training:

@@ -185,6 +185,8 @@ class VQVAE(nn.Module):
         if codes.ndim not in (3, 4):
             raise ValueError("codes: must be [B, h, w] or [B, h, w, depth]")
         rows = self.quantizer.decode(codes.flatten(0, 2))
+        if rows.ndim != 2:
+            raise ValueError(f"codes: are not this quantizer's, got {list(codes.shape)}")
         return self.pixels(rows.unflatten(0, codes.shape[:3]))
 
     def forward(self, images: Tensor) -> Output:
@@ -295,6 +297,7 @@ def compression(
 
 
 def _check_images(images: Tensor) -> None:
-    if images.ndim != 4 or images.shape[2] % PATCH or images.shape[3] % PATCH:
-        raise ValueError(f"images: must be [B, C, H, W], the sides multiples of {PATCH}")
+    fits = all(side and side % PATCH == 0 for side in images.shape[2:])
+    if images.ndim != 4 or not fits or not images.is_floating_point():
+        raise ValueError(f"images: must be [B, C, H, W], floating, sides multiples of {PATCH}")
     require_finite(images=images)

@@ -3,6 +3,7 @@
 Images go through in chunks, in evaluation mode and without gradients.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -69,7 +70,8 @@ def measures(model: VQVAE, images: Tensor) -> Measures:
             norm += output.vectors.double().norm(dim=-1).sum().item()
             indices.append(output.quantized.indices)
     rows = torch.cat(indices)
-    decibels = -10 * torch.tensor(error / images.numel(), dtype=torch.float64).log10().item()
+    mse = error / images.numel()
+    decibels = -10 * math.log10(mse) if mse else math.inf
     return Measures(decibels, *code_usage(rows), norm / len(rows))
 
 

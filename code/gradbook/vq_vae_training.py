@@ -176,8 +176,11 @@ def fit(
         The measures, and the mean seconds of a step without them.
 
     Raises:
-        ValueError: if a point is not from 0 to ``steps``, or the batch is larger than ``train``.
+        ValueError: if a point is not from 0 to ``steps``, the batch is larger than ``train``,
+            or all pixels are equal.
     """
+    if not 1 <= batch <= len(train):
+        raise ValueError(f"batch: must be from 1 to {len(train)}, got {batch}")
     if any(not 0 <= point <= steps for point in points):
         raise ValueError(f"points: must be from 0 to {steps}, got {sorted(points)}")
     trained = [p for p in model.parameters() if p.requires_grad]
@@ -186,6 +189,8 @@ def fit(
     batches = vae_training.minibatches(len(train), batch, order)
     draws = torch.Generator().manual_seed(seed + 20_000)
     variance = train.var().item()
+    if not variance > 0:
+        raise ValueError("train: its pixels must not all be equal")
     values, seconds, done = [], 0.0, 0
     model.train()
     for point in sorted({*points, steps}):

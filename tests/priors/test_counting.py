@@ -138,3 +138,9 @@ BAD = [
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call()
+
+
+def test_a_row_that_sums_to_a_thousandth_more_is_refused():
+    table = torch.full((4,), 0.25025, dtype=torch.float64)
+    with pytest.raises(ValueError, match="table: "):
+        counting.table_log_prob(torch.zeros(1, 2, 2, dtype=torch.int64), table)

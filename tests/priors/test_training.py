@@ -129,8 +129,8 @@ BAD = [
     (lambda: fit(Table(2, 2, 3), CODES, steps=0), "steps: must be at least 1"),
     (lambda: fit(Table(2, 2, 3), CODES, points=(6,)), "points: must be from 0 to 5"),
     (lambda: fit(Table(2, 2, 3), CODES, points=(-1,)), "points: must be from 0 to 5"),
-    (lambda: fit(Table(2, 2, 3), CODES, batch=7), "size: must be from 1 to 6"),
-    (lambda: fit(Table(2, 2, 3), CODES[:0]), "size: must be from 1 to 0"),
+    (lambda: fit(Table(2, 2, 3), CODES, batch=7), "batch: must be from 1 to 6"),
+    (lambda: fit(Table(2, 2, 3), CODES[:0]), "batch: must be from 1 to 0"),
     (lambda: training.bits_per_code(Table(2, 2, 3), CODES[:0]), "codes: must be at least"),
 ]
 

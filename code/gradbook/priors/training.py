@@ -62,6 +62,8 @@ def fit(
             ``batch`` is not from 1 to n.
     """
     grids.require_sizes(steps=steps)
+    if not 1 <= batch <= len(codes):
+        raise ValueError(f"batch: must be from 1 to {len(codes)}, got {batch}")
     if any(not 0 <= point <= steps for point in points):
         raise ValueError(f"points: must be from 0 to {steps}, got {sorted(points)}")
     optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.95))
