@@ -212,13 +212,13 @@ def pkeep_corrupted(
     Source: ``pkeep`` of the code of Esser, Rombach and Ommer 2021.
     """
     if codes.ndim != 3:
-        raise ValueError(f"codes: must be [B, h, w], is {tuple(codes.shape)}")
+        raise ValueError(f"codes: must be [B, h, w], is {codes.ndim}-d")
     grids.require_codes(codes, *codes.shape[1:], count)
     if not 0 <= keep <= 1:
         raise ValueError(f"keep: must be from 0 to 1, got {keep}")
     if noise.shape != codes.shape or not noise.is_floating_point():
-        found = f"{noise.dtype} {tuple(noise.shape)}"
-        raise ValueError(f"noise: must be floating {tuple(codes.shape)}, is {found}")
+        wanted = f"floating {tuple(codes.shape)}"
+        raise ValueError(f"noise: must be {wanted}, is {noise.dtype}")
     require((noise >= 0) & (noise < 1), "noise: must be from 0 to below 1")
     # Beyond ``keep`` the draw is uniform on what is left of the interval;
     # with nothing left, the quotient decides nothing.
