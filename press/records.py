@@ -2,23 +2,27 @@
 
 An experiment is a module in ``gradbook.experiments`` with ``SEEDS``, ``data_digest()``,
 ``run(seed)`` and, where it has a yardstick, ``reference()``. Its record is stale when the module's
-own file or its data have changed since it ran. Other modules do not count: a page guards them by
-running one short seed live.
+own code or its data have changed since it ran; comments and docstrings do not count. Nor do other
+modules: a page guards them by running one short seed live. ``--workers 2`` runs two seeds at a time.
 """
 
 import argparse
+import ast
 import hashlib
 import importlib.metadata
 import importlib.util
 import json
 import math
+import multiprocessing
 import os
 import platform
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,8 +34,18 @@ from gradbook import device
 from press.paths import CODE, RECORDS
 
 EXPERIMENTS = CODE / "gradbook" / "experiments"
-PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "scikit-image", "Pillow", "pyro-ppl")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "scikit-image",
+    "Pillow",
+    "pyro-ppl",
+    "transformers",
+)
 DIGITS = 6
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def experiments(folder: Path = EXPERIMENTS) -> list[Path]:
@@ -74,10 +88,25 @@ def digests(path: Path) -> dict[str, str]:
         path: the experiment's file.
 
     Returns:
-        The SHA-256 of the file as ``experiment``, and what its ``data_digest()`` says as ``data``.
+        As ``experiment`` the SHA-256 of the file's syntax tree without docstrings, which is the
+        same in Python 3.11 to 3.13, but for nested formats; as ``data`` what its ``data_digest()`` says.
     """
-    experiment = hashlib.sha256(path.read_bytes()).hexdigest()
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    experiment = hashlib.sha256(repr(_plain(tree)).encode()).hexdigest()
     return {"experiment": experiment, "data": load_experiment(path).data_digest()}
+
+
+def _plain(node: Any) -> Any:
+    """As ast.dump, which differs between versions of Python in how it writes empty fields."""
+    if isinstance(node, list):
+        return [_plain(item) for item in node]
+    if not isinstance(node, ast.AST):
+        return node
+    fields = [(name, _plain(value)) for name, value in ast.iter_fields(node)]
+    return type(node).__name__, [field for field in fields if field[1] not in (None, [])]
 
 
 def fault(record: dict[str, Any] | None, now: dict[str, str]) -> str:
@@ -112,7 +141,9 @@ def read(name: str, folder: Path = RECORDS) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def update(path: Path, record: dict[str, Any] | None, where: torch.device) -> dict[str, Any]:
+def update(
+    path: Path, record: dict[str, Any] | None, where: torch.device, workers: int = 1
+) -> dict[str, Any]:
     """Run an experiment and put the run into its record, beside those of other devices.
 
     A stale record is dropped whole: its other runs measured another experiment.
@@ -121,6 +152,8 @@ def update(path: Path, record: dict[str, Any] | None, where: torch.device) -> di
         path: the experiment's file.
         record: the record so far, or None.
         where: the device that the experiment runs on.
+        workers: processes that share the seeds. Numbers do not depend on it, but times do: run
+            what measures time with one.
 
     Returns:
         The new record, with numbers rounded to six significant digits.
@@ -129,12 +162,29 @@ def update(path: Path, record: dict[str, Any] | None, where: torch.device) -> di
     command = f"python -m press.records {path.stem}"
     kept = {} if fault(record, now) else record
     new = {"command": command, "digests": now, **kept, "runs": dict(kept.get("runs", {}))}
-    seeds = tqdm(module.SEEDS, desc=path.stem, unit="seed", disable=None)
-    run = stamped(lambda: {str(seed): module.run(seed) for seed in seeds}, where)
+    seeds = tuple(module.SEEDS)
+    bar = partial(tqdm, desc=path.stem, unit="seed", total=len(seeds), disable=None)
+    run = stamped(lambda: {str(seed): x for seed, x in bar(_runs(path, seeds, workers))}, where)
+    run["machine"] += f", processes: {workers}"
     new["runs"][where.type] = run
     if hasattr(module, "reference") and "reference" not in new:
         new["reference"] = stamped(module.reference, torch.device("cpu"))
     return rounded(new)
+
+
+def _runs(path: Path, seeds: tuple[int, ...], workers: int) -> Iterator[tuple[int, Any]]:
+    work = partial(_run, path)
+    if workers == 1:
+        yield from zip(seeds, map(work, seeds), strict=True)
+        return
+    # A fork would copy the threads' locks of a process that has computed already.
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(seeds)), fresh) as pool:
+        yield from zip(seeds, pool.map(work, seeds), strict=True)
+
+
+def _run(path: Path, seed: int) -> Any:
+    return load_experiment(path).run(seed)
 
 
 def stamped(work: Callable[[], Any], where: torch.device) -> dict[str, Any]:
@@ -226,7 +276,10 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m press.records", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run in any case")
     parser.add_argument("--check", action="store_true", help="name stale records; run nothing")
+    parser.add_argument("--workers", type=int, default=1, help="processes that share the seeds")
     chosen = parser.parse_args(arguments)
+    if chosen.workers < 1:
+        parser.error("--workers: must be at least 1")
     paths = {path.stem: path for path in experiments(folder)}
     if unknown := sorted(set(chosen.names) - set(paths)):
         parser.error(f"no such experiment: {', '.join(unknown)}")
@@ -237,7 +290,7 @@ def main(
         missing = fault(record, digests(path)) or device().type not in record["runs"]
         if name in chosen.names or (missing and not chosen.names):
             records.mkdir(exist_ok=True)
-            text = to_json(update(path, record, device()))
+            text = to_json(update(path, record, device(), chosen.workers))
             (records / f"{name}.json").write_text(text)
             print(f"wrote {name}.json, {len(text) / 1000:.0f} kB")
     return 0

@@ -151,6 +151,10 @@ def test_balance_of_norms():
     assert other.item() == pytest.approx(1.5, rel=1e-15)
 
 
+def test_a_critic_without_a_push_gets_the_published_bound():
+    assert adversarial.balance(tensor(1e5)[0], tensor(0)[0]).item() == pytest.approx(8e3, rel=1e-15)
+
+
 @settings(max_examples=20)
 @given(seed=SEEDS)
 def test_best_scores_are_the_best_of_a_grid(seed):

@@ -38,6 +38,10 @@ def toy():
     return ambiguity.posteriors(N - 1, WIDTH)[CODE], ambiguity.pictures(N)
 
 
+def slopes(x):
+    return x.diff().abs()
+
+
 def pooled(width):
     return partial(ambiguity.pooled_energy, width=width)
 
@@ -67,7 +71,6 @@ def test_every_picture_has_one_code(count, width):
 
 def test_features_by_hand():
     x = tensor([0, 2, 1, 1, 4], [1, 1, 1, 1, 1])
-    assert torch.equal(ambiguity.gradient_magnitude(x), tensor([2, 1, 0, 3], [0, 0, 0, 0]))
     assert torch.equal(ambiguity.pooled_energy(x, 1), tensor([4, 1, 0, 9], [0, 0, 0, 0]))
     assert torch.equal(ambiguity.pooled_energy(x, 3), tensor([5, 9], [0, 0]))
     assert torch.equal(ambiguity.pooled_energy(x, 9), tensor([14], [0]))
@@ -143,12 +146,11 @@ def test_absolute_error_keeps_one_of_the_middle_edges_and_drops_a_line():
 def test_features_that_keep_the_place_are_best_at_the_mean():
     """Its slopes are the mean of the slopes, and no features are nearer than their mean."""
     p, pictures = toy()
-    slopes = ambiguity.gradient_magnitude(pictures)
     mean = ambiguity.best_squared(p, pictures)
-    torch.testing.assert_close(ambiguity.gradient_magnitude(mean), p @ slopes)
-    cost = ambiguity.expected_distance(mean, p, pictures, ambiguity.gradient_magnitude)
+    torch.testing.assert_close(slopes(mean), p @ slopes(pictures))
+    cost = ambiguity.expected_distance(mean, p, pictures, slopes)
     torch.testing.assert_close(cost, 1 - p.square().sum())
-    best = ambiguity.best_of_features(p, pictures, ambiguity.gradient_magnitude)
+    best = ambiguity.best_of_features(p, pictures, slopes)
     assert best.nonzero().flatten().tolist() == [N - 1]
 
 
@@ -235,7 +237,7 @@ def test_laws_of_several_codes_at_once():
         ambiguity.best_squared,
         ambiguity.best_absolute,
         ambiguity.best_adversarial,
-        partial(ambiguity.best_of_features, features=ambiguity.gradient_magnitude),
+        partial(ambiguity.best_of_features, features=slopes),
     ):
         at_once = function(laws, pictures)
         one_by_one = torch.stack([function(p, pictures) for p in laws.flatten(0, 1)])
@@ -252,7 +254,7 @@ def test_no_laws_have_no_answers():
     assert ambiguity.best_squared(none, pictures).shape == (0, 4)
     assert ambiguity.best_absolute(none, pictures).shape == (0, 4)
     assert ambiguity.best_adversarial(none, pictures).shape == (0, 5)
-    masks = ambiguity.best_of_features(none, pictures, ambiguity.gradient_magnitude)
+    masks = ambiguity.best_of_features(none, pictures, slopes)
     assert masks.shape == (0, 6)
     x = torch.empty(0, 4).double()
     for cost in (ambiguity.expected_squared, ambiguity.expected_absolute, ambiguity.expected_game):
@@ -272,10 +274,9 @@ BAD = [
     (lambda: ambiguity.lines(1), "n: must be at least 2"),
     (lambda: ambiguity.posteriors(0, 1), "count: "),
     (lambda: ambiguity.posteriors(3, 0), "width: "),
-    (lambda: ambiguity.gradient_magnitude(normals(3, 1)), "x: must be rows"),
-    (lambda: ambiguity.gradient_magnitude(tensor(1)[0]), "x: must be rows"),
-    (lambda: ambiguity.gradient_magnitude(torch.tensor([1, 2])), "x: must be rows"),
-    (lambda: ambiguity.gradient_magnitude(normals(3, 2) / 0), "x: must be finite"),
+    (lambda: ambiguity.pooled_energy(tensor(1)[0], 2), "x: must be rows"),
+    (lambda: ambiguity.pooled_energy(torch.tensor([1, 2]), 2), "x: must be rows"),
+    (lambda: ambiguity.pooled_energy(normals(3, 2) / 0, 2), "x: must be finite"),
     (lambda: ambiguity.pooled_energy(normals(3, 1), 2), "x: must be rows"),
     (lambda: ambiguity.pooled_energy(normals(3, 2), 0), "width: "),
 ]
@@ -283,7 +284,7 @@ for _best in (
     ambiguity.best_squared,
     ambiguity.best_absolute,
     ambiguity.best_adversarial,
-    partial(ambiguity.best_of_features, features=ambiguity.gradient_magnitude),
+    partial(ambiguity.best_of_features, features=slopes),
 ):
     BAD += [
         (lambda f=_best: f(2 * P, ROWS), "p: must sum to 1"),

@@ -13,7 +13,6 @@ from gradbook.codebooks import (
     CodebookState,
     code_sums,
     codebook_term,
-    codes_used,
     commitment_term,
     ema_update,
     perplexity,
@@ -245,16 +244,14 @@ def test_perplexity_by_hand(indices):
     shares = [indices.count(k) / len(indices) for k in set(indices)]
     exact = math.exp(-sum(p * math.log(p) for p in shares))
     assert perplexity(torch.tensor(indices), 7).item() == pytest.approx(exact, rel=1e-12)
-    assert codes_used(torch.tensor(indices), 7).item() == len(set(indices))
 
 
 def test_perplexity_of_equal_shares_and_of_one_code():
     every = torch.arange(6).repeat(3).view(2, 9)
     assert perplexity(every, 6).item() == pytest.approx(6, rel=1e-14)
     assert perplexity(every, 100).item() == pytest.approx(6, rel=1e-14)
-    assert codes_used(every, 100) == 6
     one = torch.full((4,), 2)
-    assert perplexity(one, 3) == codes_used(one, 3) == 1
+    assert perplexity(one, 3) == 1
 
 
 def nan(x):
@@ -293,9 +290,8 @@ BAD = [
     (lambda: code_sums(normals(N, D).long(), codes(N, K), K), "z: must be rows"),
     (lambda: code_sums(nan(normals(N, D)), codes(N, K), K), "z: must be finite"),
     (lambda: perplexity(NO_INDEX, K), "indices: must not be empty"),
-    (lambda: codes_used(NO_INDEX, K), "indices: must not be empty"),
     (lambda: perplexity(codes(N, K), 2), "indices: must be from 0 to 1"),
-    (lambda: codes_used(codes(N, K) * 0.5, K), "indices: must be int64"),
+    (lambda: perplexity(codes(N, K) * 0.5, K), "indices: must be int64"),
     (lambda: require_amounts(threshold=-1.0), "threshold: "),
 ]
 for _loss in (vq_loss, reversed_vq_loss):

@@ -10,6 +10,7 @@ from gradbook import vae_training
 from gradbook.conditional_prior import ClassPrefix, ConditionalPrior, corrupted_log_prob
 from gradbook.conditional_prior_training import bits_per_code, fit, possible_share
 from gradbook.priors import CausalTransformer
+from gradbook.priors.training import rate_factor
 from gradbook.sampling import top_k
 
 
@@ -47,16 +48,22 @@ def test_a_condition_that_tells_everything_saves_all_bits():
     assert bits_per_code(told, codes, (LABELS + 1) % 4) > 2
 
 
-def test_a_step_is_adam_on_the_corrupted_log_probability():
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_step_is_adam_on_the_corrupted_log_probability(steps):
     codes = torch.randint(4, (9, 2, 2), generator=generator(5))
     labels, model, other = LABELS[:9], built(), built()
-    fit(model, codes, labels, 3, 1, 1e-2, 6, 0.5)
-    rows = next(vae_training.minibatches(9, 6, generator(3)))
-    noise = torch.rand((6, 2, 2), generator=generator(20_003), dtype=torch.float32)
-    optimizer = torch.optim.Adam(other.parameters(), lr=1e-2, betas=(0.9, 0.95))
-    loss = -corrupted_log_prob(other, codes[rows], labels[rows], 0.5, noise).mean() / 4
-    loss.backward()
-    optimizer.step()
+    fit(model, codes, labels, 3, steps, 1e-2, 6, 0.5)
+    batches, draws = vae_training.minibatches(9, 6, generator(3)), generator(20_003)
+    optimizer = torch.optim.Adam(other.parameters(), lr=1.0, betas=(0.9, 0.95))
+    for step in range(steps):
+        rows = next(batches)
+        noise = torch.rand((6, 2, 2), generator=draws, dtype=torch.float32)
+        # Of four steps the first has the whole rate; the others come down to a third of it.
+        optimizer.param_groups[0]["lr"] = 1e-2 * rate_factor(step, steps)
+        optimizer.zero_grad()
+        loss = -corrupted_log_prob(other, codes[rows], labels[rows], 0.5, noise).mean() / 4
+        loss.backward()
+        optimizer.step()
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 from scipy import ndimage
 
+from gradbook import vae_training
 from gradbook.image_judges import edges, judge, quality
+from gradbook.priors.training import rate_factor
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,30 @@ def test_a_judge_tells_what_anyone_can_tell():
     assert not network.training
     assert quality(network, images, labels)["accuracy"] == 1
     assert quality(network, images, (labels + 1) % 3)["accuracy"] == 0
+
+
+def test_a_judge_is_an_encoder_and_a_linear_layer_of_what_is_positive():
+    encoder, *_, last = network = judge(*bright(80), 3, 0, 3)
+    images, _ = bright(9, seed=1)
+    encoded = encoder(images)
+    assert (encoded < 0).any()
+    assert torch.equal(network(images), last(encoded.relu().flatten(1)))
+
+
+def test_a_judge_is_trained_at_a_rate_that_falls():
+    """From the start, which no step makes, by hand."""
+    images, labels = bright(80)
+    found, byhand = judge(images, labels, 3, 4, 5), judge(images, labels, 3, 4, 0).train()
+    optimizer = torch.optim.Adam(byhand.parameters(), lr=1.0)
+    batches = vae_training.minibatches(80, 64, generator(4))
+    for step in range(5):
+        rows = next(batches)
+        optimizer.param_groups[0]["lr"] = 2e-3 * rate_factor(step, 5)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(byhand(images[rows]), labels[rows]).backward()
+        optimizer.step()
+    for one, two in zip(found.parameters(), byhand.parameters(), strict=True):
+        assert torch.equal(one, two)
 
 
 def test_a_judge_depends_on_its_seed_and_leaves_the_global_generator_alone():

@@ -138,6 +138,14 @@ def test_exact_ties_on_a_grid_go_to_the_lowest_index(n, k, d, grid, seed):
     assert torch.equal(nearest_code(z, codebook), by_differences(z, codebook))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_codes_on_both_sides_of_a_vector_tie_though_the_mean_is_off_the_grid(seed):
+    """The shift must not round what lies on the grid."""
+    z, codes = integers(7, 3, seed=seed), integers(9, 3, seed=seed + 1000)
+    codebook = torch.cat([codes, 2 * z[:1] - codes])
+    assert torch.equal(nearest_code(z, codebook), by_differences(z, codebook))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("k", [7, 33, 200, 513])
 def test_equal_codes_give_the_lowest_index(dtype, k):

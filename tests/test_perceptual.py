@@ -108,14 +108,6 @@ def test_gradients_reach_a_reconstruction_through_the_network(network):
     assert (slope != 0).flatten(1).any(1).all()
 
 
-def test_enlarged_images_are_the_features_own(network):
-    x = normal(2, 3, 8, 8).float()
-    larger = F.interpolate(x, scale_factor=2, mode="bilinear")
-    ours = perceptual.enlarged(network.features, 16)(x)
-    for one, two in zip(ours, network.features(larger), strict=True):
-        assert torch.equal(one, two)
-
-
 @settings(max_examples=20)
 @given(
     width=st.sampled_from([1, 3, 5]),
@@ -162,7 +154,7 @@ def test_ranking_is_the_distance_of_each_distortion():
 
 
 def test_the_network_ranks_blur_and_noise_far_above_brightness(network):
-    """On held-out patches of 32 pixels that are not almost flat, as they are, not enlarged."""
+    """On held-out patches of 32 pixels that are not almost flat, as they are."""
     cut = pictures.from_levels(photographs.held_out_patches(32, 64)).cpu()
     patches = cut[cut.flatten(1).std(1) > 0.05]
     noise = normal(*patches.shape).float()
@@ -190,7 +182,6 @@ BAD = [
     (lambda: perceptual.perceptual_distance(X, X[:1], two_stages()), "y: must have the shape"),
     (lambda: perceptual.perceptual_distance(NAN, X, two_stages()), "x: must be finite"),
     (lambda: perceptual.perceptual_distance(X, NAN, two_stages()), "y: must be finite"),
-    (lambda: perceptual.enlarged(two_stages(), 0), "side: "),
     (lambda: perceptual.blurred(X, 2), "width: must be odd"),
     (lambda: perceptual.blurred(X, -1), "width: must be odd"),
     (lambda: perceptual.blurred(X[0], 3), "images: must be \\["),

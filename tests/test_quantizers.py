@@ -183,7 +183,7 @@ def test_restarts_bring_unused_codes_into_use():
         quantizer, source = kind(far), generator()
         for _ in range(3):
             quantizer.update(z, quantizer(z).indices, source)
-        used.append(codebooks.codes_used(quantizer(z).indices, 6).item())
+        used.append(len(quantizer(z).indices.unique()))
     assert used[0] == 2
     assert used[1] == 6
 

@@ -125,11 +125,24 @@ def test_the_nucleus_at_its_ends():
     assert (nucleus(equal, 0.5) > -INF).tolist() == [True, True, False, False]
     assert (nucleus(equal, 1e-300) > -INF).tolist() == [True, False, False, False]
     # A share that a sum from the best on rounds away.
-    for dtype, least in ((torch.float64, -700.0), (torch.float32, -80.0)):
+    for dtype, least in ((torch.float64, -700.0), (torch.float32, -80.0), (torch.float32, -200.0)):
         assert torch.equal(
             nucleus(torch.tensor([least, 0.0], dtype=dtype), 1),
             torch.tensor([least, 0.0], dtype=dtype),
         )
+
+
+def test_shares_of_float32_logits_are_summed_in_float64():
+    """A tail of 2000 classes, whose share p cuts in the middle of a step."""
+    logits = torch.cat([torch.zeros(1), torch.linspace(-12, -14, 2000)]).float()
+    shares = logits.double().softmax(-1)
+    for size in (1, 700, 1999):
+        p = 1 - (shares[size:].sum() + shares[size + 1 :].sum()).item() / 2
+        assert (nucleus(logits, p) > -INF).sum() == size + 1
+        # A millionth of a step from the border.
+        for side, expected in ((1e-6, size), (-1e-6, size + 1)):
+            p = 1 - (shares[size:].sum() + side * shares[size]).item()
+            assert (nucleus(logits, p) > -INF).sum() == expected
 
 
 @pytest.mark.parametrize("filter", FILTERS)

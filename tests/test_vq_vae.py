@@ -152,6 +152,54 @@ def test_the_weights_are_those_of_the_generator_whatever_the_defaults():
             assert not parameter.any()
 
 
+@pytest.mark.parametrize("halvings", [1, 2, 3])
+def test_a_code_stands_for_a_square(halvings):
+    built = build(2, 4, D, 1, one_book(), generator(), halvings)
+    x, (height, width) = images(1, 16, 24), (16 // 2**halvings, 24 // 2**halvings)
+    assert built.vectors(x).shape == (1, height, width, D)
+    assert built.codes(x).shape == (1, height, width)
+    assert built(x).images.shape == built.decode(built.codes(x)).shape == x.shape
+    assert built.vectors(x[:0]).shape == (0, height, width, D)
+    assert built(x[:0]).images.shape == (0, 2, 16, 24)
+
+
+@pytest.mark.parametrize("halvings", [1, 2, 3])
+def test_networks_are_rectified_between_layers_and_at_no_end(halvings):
+    built, x = build(2, 4, D, 0, one_book(), generator(), halvings), images(2, 16, 16)
+    h = x
+    for i in range(halvings):
+        h = nn.functional.conv2d(h, *conv(built.encoder.halves[i]), 2, 1).relu()
+    vectors = nn.functional.conv2d(h, *conv(built.encoder.last))
+    torch.testing.assert_close(built.encoder(x), vectors)
+    h = nn.functional.conv2d(vectors, *conv(built.decoder.first), padding=1).relu()
+    for i in range(halvings - 1):
+        h = nn.functional.conv_transpose2d(h, *conv(built.decoder.doubles[i]), 2, 1).relu()
+    again = nn.functional.conv_transpose2d(h, *conv(built.decoder.last), 2, 1)
+    torch.testing.assert_close(built.decoder(vectors), again)
+
+
+def conv(layer):
+    return layer.weight, layer.bias
+
+
+def test_without_a_number_there_are_two_halvings():
+    two = build(2, 6, D, 1, one_book(), generator(), 2)
+    pairs = zip(model().parameters(), two.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert vq_vae.PATCH == 4
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 16), (16, 12), (0, 16), (16, 0)])
+def test_the_encoder_knows_which_sides_it_takes(height, width):
+    built = build(2, 4, D, 1, one_book(), generator(), 3)
+    for encode in (built, built.encoder):
+        with pytest.raises(ValueError, match="^images: must be .*, sides multiples of 8, got"):
+            encode(torch.zeros(2, 2, height, width))
+    built = build(2, 4, D, 1, one_book(), generator(), 1)
+    if height and width:
+        assert built.vectors(torch.zeros(2, 2, height, width)).shape[1:3] == (height / 2, width / 2)
+
+
 def test_the_number_of_weights_is_counted():
     built = build(1, 32, 16, 2, nn.Identity(), generator())
     block = 32 * 32 * 9 + 32 + 32 * 32 + 32
@@ -193,10 +241,13 @@ def test_compression_counts_bits():
         (lambda: build(1, 0, D, 1, one_book(), generator()), "width: "),
         (lambda: build(1, 6, 0, 1, one_book(), generator()), "dim: "),
         (lambda: build(1, 6, D, -1, one_book(), generator()), "blocks: "),
+        (lambda: build(1, 6, D, 1, one_book(), generator(), 0), "halvings: must be positive"),
+        (lambda: model()(images().long()), "images: must be \\[.*floating, got torch.int64"),
+        (lambda: model().encoder(images()[0]), "images: must be \\["),
         (lambda: model()(images(height=10)), "images: must be \\["),
         (lambda: model().vectors(images(width=9)), "images: must be \\["),
         (lambda: model().codes(images()[0]), "images: must be \\["),
-        (lambda: model()(images(channels=3)), "images: must have 2 channels"),
+        (lambda: model()(images(channels=3)), "images: must be \\[B, 2, H, W\\]"),
         (lambda: model()(images() / 0), "images: must be finite"),
         (lambda: model().decode(torch.zeros(4, dtype=torch.int64)), "codes: must be \\["),
         (lambda: model().decode(torch.full((1, 2, 2), K)), "indices: "),

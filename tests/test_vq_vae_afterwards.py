@@ -110,7 +110,7 @@ def test_tuning_trains_the_decoder_alone():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: FixedCodebook(codebook(0)), "codebook: must be"),
+        (lambda: FixedCodebook(codebook(0)), "codebook: must have a code"),
         (lambda: FixedCodebook(codebook()[0]), "codebook: must be"),
         (lambda: FixedCodebook(codebook() / 0), "codebook: must be finite"),
         (lambda: FixedCodebook(codebook())(codebook()[:, :2]), "codebook: |z: "),

@@ -66,16 +66,11 @@ def test_chunks_are_put_together(make):
 def test_one_pass_finds_what_three_find(make):
     built, x = model(make), images()
     found = measuring.measures(built, x)
-    assert (found.used, found.perplexity) == measuring.usage(built, x)
-    assert found.norm == pytest.approx(measuring.latent_norm(built, x), rel=1e-6)
+    rows = measuring.codes(built, x).flatten(0, 2)
+    assert (found.used, found.perplexity) == measuring.code_usage(rows)
+    lengths = measuring.vectors(built, x).square().sum(-1).sqrt()
+    assert found.norm == pytest.approx(lengths.mean().item(), rel=1e-6)
     assert found.psnr == measuring.psnr(built, x)
-
-
-def test_the_norm_is_that_of_a_vector():
-    built, x = model(), images()
-    with torch.no_grad():
-        lengths = built.vectors(x).square().sum(-1).sqrt()
-    assert measuring.latent_norm(built, x) == pytest.approx(lengths.mean().item(), rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -124,8 +119,6 @@ def test_no_code_has_no_usage():
     [
         measuring.measures,
         measuring.psnr,
-        measuring.usage,
-        measuring.latent_norm,
         measuring.codes,
         measuring.vectors,
     ],

@@ -58,10 +58,12 @@ def test_grey_images_have_a_channel(stand_in):
     assert torch.equal(training.grey("test", 2), training.grey("test")[:2])
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_first_vectors_are_standardized(channels):
-    x = images(channels=channels)
-    found = training.vectors(model(channels=channels), x)
+@pytest.mark.parametrize(("channels", "halvings"), [(1, 2), (3, 2), (3, 1), (1, 3)])
+def test_the_first_vectors_are_standardized(channels, halvings):
+    x = images(n=200, channels=channels)
+    built = training.started(restarted, x, 0, 4, D, 1, halvings)
+    found = training.vectors(built, x)
+    assert len(found) == 200 * (8 // 2**halvings) ** 2
     scale, mean = torch.std_mean(found, 0, correction=0)
     torch.testing.assert_close(mean, torch.zeros(D), atol=1e-5, rtol=0)
     torch.testing.assert_close(scale, torch.ones(D), atol=1e-5, rtol=0)
@@ -108,6 +110,10 @@ def test_the_pace_rises_for_100_steps_and_falls_to_nothing():
     assert paces[550] == pytest.approx(0.5)
     assert paces[999] == pytest.approx(1 / 900)
     assert training.pace(1, 2) == pytest.approx(0.02)
+    # A training of no more than 100 steps only rises.
+    for steps in (60, 100):
+        rises = [(step + 1) / 100 for step in range(steps)]
+        assert [training.pace(step, steps) for step in range(steps)] == pytest.approx(rises)
 
 
 def test_the_loss_is_the_error_in_units_of_the_variance_and_the_quantizers():
@@ -177,7 +183,7 @@ def test_training_is_noisy_and_measuring_is_not():
 
     def measure(m):
         assert not torch.is_grad_enabled()
-        return training.usage(m, images(2))
+        return training.measures(m, images(2))
 
     training.fit(fitted, images(), 0, 2, 1e-2, (0, 1), measure, batch=8)
     assert modes == [False, True, False, True]
@@ -199,7 +205,7 @@ def test_training_brings_images_back():
     before = training.psnr(fitted, x)
     training.fit(fitted, x, 0, 150, 2e-2, batch=8)
     assert training.psnr(fitted, x) > max(20, before + 10)
-    assert training.usage(fitted, x).used == 2
+    assert training.measures(fitted, x).used == 2
 
 
 @pytest.mark.parametrize("points", [(5,), (-1,)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradbook import adversarial, codebooks, vqgan, vqgan_losses, vqgan_networks
+from gradbook import adversarial, codebooks, vq_vae, vqgan, vqgan_losses
 from gradbook.quantizers import EmaCodebook, LossCodebook
 from gradbook.vqgan import Players, ReversedCodebook
 
@@ -30,7 +30,7 @@ def images(n=6, seed=1):
 def players(kind=LossCodebook, seed=0):
     """Small players in float64, all of whose parts are random."""
     quantizer = kind(normals(K, D, seed=seed + 2))
-    model = vqgan_networks.build(3, 4, D, 1, 1, quantizer, generator(seed)).double()
+    model = vq_vae.build(3, 4, D, 1, quantizer, generator(seed), 1).double()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         critic = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU())
@@ -229,6 +229,11 @@ BAD = {
     "watching": (lambda x: vqgan.against(ERROR, 5, 6), "watching"),
     "negative_watching": (lambda x: vqgan.against(ERROR, 5, -1), "watching"),
     "beta": (lambda x: ReversedCodebook(normals(K, D), -1.0), "beta"),
+    "no_images": (lambda x: vqgan.game_step(players(), x / 0, generator(), ERROR), "images"),
+    "no_slope": (
+        lambda x: vqgan.game_step(players(), x, generator(), lambda y, _: y[0, 0, 0, 0].detach()),
+        "loss",
+    ),
     "share": (lambda x: vqgan.game_step(players(), x, generator(), ERROR, -1.0), "share"),
 }
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradbook import frechet, vq_vae_measures, vqgan_measures, vqgan_networks
+from gradbook import frechet, vq_vae_measures, vq_vae_training, vqgan_measures
 from gradbook.perceptual import perceptual_distance
 from gradbook.quantizers import LossCodebook
 
@@ -40,7 +40,7 @@ def model(monkeypatch):
     def make(vectors, draws):
         return LossCodebook(vectors[:5])
 
-    return vqgan_networks.started(make, images(), 0, 4, 3, 1)
+    return vq_vae_training.started(make, images(), 0, 4, 3, 1)
 
 
 def test_progress_is_made_of_known_measures(model):
@@ -92,6 +92,10 @@ def test_detail_by_hand():
     assert vqgan_measures.detail(y, x) == pytest.approx(0.25, rel=1e-6)
     # A slope down the rows counts as one along them: 1 = (1 + 0) / 1.
     assert vqgan_measures.detail(x.transpose(2, 3), x) == pytest.approx(1.0, rel=1e-6)
+    # Rows that differ by 2, once more: the means of both directions are added, 5 = (4 + 1) / (0 + 1).
+    both = x + torch.tensor([[0.0], [2.0]])
+    assert both.tolist() == [[[[0, 1, 0], [2, 3, 2]]]]
+    assert vqgan_measures.detail(both, x) == pytest.approx(5, rel=1e-12)
     blurred = nn.functional.avg_pool2d(images(5), 3, 1, 1)
     assert vqgan_measures.detail(blurred, images(5)) < 0.5
 

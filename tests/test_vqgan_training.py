@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from gradbook import patch_gan, vae_training, vq_vae_training, vqgan, vqgan_losses, vqgan_networks
+from gradbook import patch_gan, vae_training, vq_vae_training, vqgan, vqgan_losses
 from gradbook import vqgan_training as training
 from gradbook.quantizer_variants import normal_codebook
 from gradbook.quantizers import LossCodebook, RestartedCodebook
@@ -40,9 +40,9 @@ def by_loss(vectors, generator):
     return LossCodebook(normal_codebook(5, vectors.shape[1], generator))
 
 
-def fresh(phases=PHASES, make=restarted, setting=SETTING, seed=0, count=10):
-    model = vqgan_networks.started(make, images(), seed, 4, 3, 1)
-    critic = patch_gan.PatchGAN(3, 2, 1, generator(seed))
+def fresh(phases=PHASES, make=restarted, setting=SETTING, seed=0, count=10, filters=2):
+    model = vq_vae_training.started(make, images(), seed, 4, 3, 1)
+    critic = patch_gan.PatchGAN(3, filters, 1, generator(seed))
     return Training(model, critic, phases, setting, count, seed)
 
 
@@ -110,6 +110,18 @@ def test_both_optimizers_are_adam_with_the_betas_of_the_paper():
         assert group["betas"] == (0.5, 0.9)
         rates.append(group["lr"])
     assert rates == [1e-2 * vq_vae_training.pace(0, 12), 1e-3]
+
+
+def test_the_rate_falls_at_the_pace_of_the_whole_training():
+    rates, setting = {}, SETTING._replace(steps=120)
+    one = fresh({0: lambda *_: {}}, setting=setting)
+    for step in (49, 99, 110, 119):
+        one.step = step
+        one.advance(images())
+        (group,) = one.players.optimizer.param_groups
+        rates[step] = group["lr"]
+    # Up in 100 steps, down in 20.
+    assert rates == pytest.approx({49: 5e-3, 99: 1e-2, 110: 5e-3, 119: 5e-4}, rel=1e-12)
 
 
 def test_a_phase_lasts_until_the_next_one():
@@ -206,17 +218,36 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path):
     training.save(fresh(), tmp_path / "checkpoint")
     for other, message in (
         (fresh(setting=SETTING._replace(rate=1.0)), "^state: is of .*, not .*"),
-        (fresh(count=9), "^state: is of 10 images, not 9"),
+        (fresh(seed=1, count=9), "^state: is of 10 images, not 9"),
     ):
-        before = flat(other.state_dict())
+        before = copy.deepcopy(other)
         with pytest.raises(ValueError, match=message):
             training.load(other, tmp_path / "checkpoint")
-        after = flat(other.state_dict())
-        assert all(
-            torch.equal(before[key], after[key])
-            for key in before
-            if isinstance(before[key], torch.Tensor)
-        )
+        assert same(other, before)
+
+
+def test_networks_that_do_not_fit_leave_the_batches_the_draws_and_the_step(tmp_path):
+    begun = fresh()
+    training.fit(begun, images(), 5)
+    training.save(begun, tmp_path / "checkpoint")
+    other, kept = fresh(filters=3), ("batches", "draws", "step")
+    before = copy.deepcopy({name: other.state_dict()[name] for name in kept})
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        training.load(other, tmp_path / "checkpoint")
+    found, expected = (flat(state) for state in (other.state_dict(), before))
+    for key, value in expected.items():
+        equal = torch.equal if isinstance(value, torch.Tensor) else int.__eq__
+        assert equal(found[key], value), key
+
+
+def test_a_checkpoint_goes_on_in_other_phases(tmp_path):
+    begun = fresh({0: PLAIN})
+    training.fit(begun, images(), 5)
+    training.save(begun, tmp_path / "checkpoint")
+    other = fresh({0: GAME}, seed=1)
+    training.load(other, tmp_path / "checkpoint")
+    assert same(other, begun)
+    assert "weight" in other.advance(images())
 
 
 def test_where_a_fit_is_measured_and_traced_changes_nothing():
@@ -244,6 +275,28 @@ def test_a_trace_has_the_steps_at_which_a_name_was_seen():
         assert column["values"] == [rows[step][name] for step in column["steps"]]
     later = training.fit(one, images(), 12, every=2)
     assert later.trace["weight"]["steps"] == [8, 10]
+
+
+def test_every_tenth_step_is_traced_by_default():
+    one = fresh({0: lambda *_: {"one": 1.0}}, setting=SETTING._replace(steps=25))
+    assert training.fit(one, images(), 25).trace == {
+        "one": {"steps": [0, 10, 20], "values": [1.0] * 3}
+    }
+
+
+def test_the_seconds_are_those_of_a_step_of_this_fit_without_measures(monkeypatch):
+    now = [0.0]
+
+    def takes(seconds):
+        now[0] += seconds
+        return {}
+
+    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
+    one = fresh({0: lambda *_: takes(2), 4: lambda *_: takes(3)})
+    measure = lambda model: takes(100)  # noqa: E731
+    assert training.fit(one, images(), 3, (0, 2, 3), measure).seconds == 2
+    assert training.fit(one, images(), 7, (3, 7), measure).seconds == 11 / 4
+    assert training.fit(one, images(), 7, (7,), measure).seconds == 0
 
 
 def test_a_fit_measures_in_evaluation_mode_and_in_order():

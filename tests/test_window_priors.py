@@ -7,6 +7,7 @@ import torch
 
 from gradbook import sliding
 from gradbook import window_priors as windowed
+from gradbook.priors import CausalTransformer
 from gradbook.window_priors import Windows
 
 
@@ -69,6 +70,17 @@ def test_priors_come_from_their_seed(make):
         assert torch.equal(parameter, again.get_parameter(name)), name
         assert parameter.dtype == torch.float32
     assert not torch.equal(first.transformer.table, other.transformer.table)
+
+
+def test_prefix_and_transformer_are_drawn_from_streams_of_their_own():
+    built = windowed.placed(3, 5, SIZES, 7)
+    expected = CausalTransformer(3, 3, 5, *SIZES, generator(7), 1)
+    for one, two in zip(built.transformer.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, two)
+    prefixes = [sliding.CoordinatePrefix(SIZES[0], generator(seed)) for seed in (10_007, 7)]
+    weights = [prefix.linear.weight for prefix in prefixes]
+    assert torch.equal(built.prefix.linear.weight, weights[0])
+    assert not torch.equal(built.prefix.linear.weight, weights[1])
 
 
 def test_only_one_kind_hears_of_places():

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from gradbook.checks import require, require_finite
 
+# Of the published code; see :func:`balance`.
+DELTA, MOST, SHARE = 1e-4, 1e4, 0.8
+
 
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
     """Estimate the discriminator's loss: scores short of a margin of 1.
@@ -75,9 +78,9 @@ def gradient_norm(loss: Tensor, weight: Tensor) -> Tensor:
 def balance(
     reconstruction: Tensor,
     adversarial: Tensor,
-    delta: float = 1e-4,
-    most: float = 1e4,
-    share: float = 0.8,
+    delta: float = DELTA,
+    most: float = MOST,
+    share: float = SHARE,
 ) -> Tensor:
     """Compute the factor that brings one gradient to a share of another.
 
@@ -97,9 +100,9 @@ def balance(
         ValueError: if a norm or the share is negative or not finite, or
             delta or the bound is not positive and finite.
 
-    Source: P. Esser, R. Rombach and B. Ommer, 2021, "Taming transformers for
-    high-resolution image synthesis", equation 7; the share, the bound and
-    this delta are of the published code.
+    Source: P. Esser, R. Rombach and B. Ommer, 2021, "Taming transformers
+    for high-resolution image synthesis", equation 7; the share, the bound
+    and this delta are of the published code.
     """
     _require_numbers(delta, most, share)
     norms = {"reconstruction": reconstruction, "adversarial": adversarial}
@@ -113,9 +116,9 @@ def adaptive_weight(
     reconstruction: Tensor,
     adversarial: Tensor,
     last_weight: Tensor,
-    delta: float = 1e-4,
-    most: float = 1e4,
-    share: float = 0.8,
+    delta: float = DELTA,
+    most: float = MOST,
+    share: float = SHARE,
 ) -> Tensor:
     """Compute the adversarial loss's weight by gradients at the last layer.
 

@@ -71,22 +71,6 @@ def posteriors(count: int, width: int) -> Tensor:
     return shared / shared.sum(1, keepdim=True)
 
 
-def gradient_magnitude(x: Tensor) -> Tensor:
-    """Compute how strong the change at every place is.
-
-    Args:
-        x: rows [..., n], n at least 2.
-
-    Returns:
-        Absolute differences of neighbours, [..., n - 1].
-
-    Raises:
-        ValueError: if the rows are too short or not finite.
-    """
-    _require_rows(x)
-    return x.diff().abs()
-
-
 def pooled_energy(x: Tensor, width: int) -> Tensor:
     """Compute how much squared change there is in every window, wherever in it.
 

@@ -206,22 +206,6 @@ def perplexity(indices: Tensor, k: int) -> Tensor:
     return torch.special.entr(frequencies).sum().exp()
 
 
-def codes_used(indices: Tensor, k: int) -> Tensor:
-    """Count the different codes that occur.
-
-    Args:
-        indices: int64 of any shape, from 0 to k - 1; at least one.
-        k: how many codes there are.
-
-    Returns:
-        An int64 scalar.
-
-    Raises:
-        ValueError: as :func:`gradbook.codebooks.perplexity`.
-    """
-    return (_occurrences(indices, k) > 0).sum()
-
-
 def require_rows(**tensors: Tensor) -> None:
     """Raise unless tensors are rows of numbers that fit each other.
 

@@ -169,62 +169,6 @@ def frechet_of_images(x: Tensor, y: Tensor, pooled: Pooled, subspace: Tensor) ->
     return frechet_distance(*laws[0], *laws[1])
 
 
-def halves_distance(features: Tensor, generator: torch.Generator) -> Tensor:
-    """Compute the distance of two halves of one set, split at random.
-
-    Nothing but chance is between them: what is measured is the bias.
-
-    Args:
-        features: [n, d], n above 2 d + 1.
-        generator: of the CPU.
-
-    Returns:
-        A scalar in float64.
-
-    Raises:
-        ValueError: as :func:`moments`, of a half.
-    """
-    _check_features(features)
-    order = torch.randperm(len(features), generator=generator, device="cpu")
-    half = len(features) // 2
-    shuffled = features[order.to(features.device)]
-    laws = [moments(part) for part in (shuffled[:half], shuffled[half:])]
-    return frechet_distance(*laws[0], *laws[1])
-
-
-def expected_bias(features: Tensor, n: int) -> Tensor:
-    """Predict the distance of two samples of one law.
-
-    To second order in the errors of the estimates. In the coordinates y
-    in which the covariance is diagonal, with variances v, the covariances
-    of n rows vary by ``w_ij = (mean of (y_i y_j)^2 - (mean of y_i y_j)^2) / n``,
-    and the distance is ``2 sum_i v_i / n + sum_ij w_ij / (v_i + v_j)``.
-    Of a standard normal that is ``(2 d + d (d + 1) / 2) / n``: it grows
-    with the square of the dimension. Heavy tails make it larger.
-
-    Args:
-        features: a large sample of the law, [N, d], N above d.
-        n: rows of each of the two samples, at least 2.
-
-    Returns:
-        A scalar in float64; rough where n is not far above d.
-
-    Raises:
-        ValueError: as :func:`moments`, or if n is below 2.
-    """
-    if n < 2:
-        raise ValueError(f"n: must be at least 2, got {n}")
-    mean, covariance = moments(features)
-    variances, vectors = torch.linalg.eigh(covariance)
-    variances = variances.clamp(min=0)
-    squares = ((features.detach().double() - mean) @ vectors).square()
-    fourth = squares.T @ squares / len(squares)
-    spread = (fourth - variances.square().diag()).clamp(min=0)
-    sums = variances[:, None] + variances
-    pairs = torch.where(sums > 0, spread / sums, 0.0)
-    return (2 * variances.sum() + pairs.sum()) / n
-
-
 def _check_features(features: Tensor) -> None:
     if features.ndim != 2 or not features.shape[1] or not features.is_floating_point():
         kind = f"{list(features.shape)} {features.dtype}"

@@ -35,13 +35,6 @@ def column(height: int, width: int) -> Tensor:
     return _places(height, width).T.flatten()
 
 
-def alternating(height: int, width: int) -> Tensor:
-    """Go row by row, to the right and to the left in turn; otherwise as :func:`raster`."""
-    places = _places(height, width)
-    places[1::2] = places[1::2].flip(1)
-    return places.flatten()
-
-
 def spiral(height: int, width: int) -> Tensor:
     """Go clockwise from the top left corner, from the border inward; otherwise as :func:`raster`."""
     rest, visited = _places(height, width), []

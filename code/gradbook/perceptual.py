@@ -62,28 +62,6 @@ def _unit(f: Tensor) -> Tensor:
     return f / (length + EPS)
 
 
-def enlarged(features: Features, side: int) -> Features:
-    """Show a network larger images than there are.
-
-    Args:
-        features: of images.
-        side: to which images are stretched, bilinearly.
-
-    Returns:
-        The features of the enlarged images, as a function of the images.
-
-    Raises:
-        ValueError: if the side is not positive.
-    """
-    if side < 1:
-        raise ValueError(f"side: must be positive, got {side}")
-
-    def of_enlarged(images: Tensor) -> list[Tensor]:
-        return features(F.interpolate(images, (side, side), mode="bilinear"))
-
-    return of_enlarged
-
-
 def blurred(images: Tensor, width: int) -> Tensor:
     """Average every pixel with its neighbours; at an edge the last pixel repeats.
 

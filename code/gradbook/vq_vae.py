@@ -1,9 +1,9 @@
 """An autoencoder with discrete codes: a convolutional encoder, a quantizer and a decoder.
 
-Images are [B, C, H, W] with values from 0 to 1. The encoder turns each patch of 4 by 4 pixels into
-a vector of D numbers, channels last, [B, h, w, D]; the quantizer sees those vectors as rows [N, D],
-N = B h w, whatever their place. Any quantizer of :mod:`gradbook.quantizers` or
-:mod:`gradbook.quantizer_variants` fits.
+Images are [B, C, H, W] with values from 0 to 1. The encoder halves their sides some times, two in a
+VQ-VAE, and turns each patch of 2^halvings pixels a side into a vector of D numbers, channels last,
+[B, h, w, D]; the quantizer sees those vectors as rows [N, D], N = B h w, whatever their place. Any
+quantizer of :mod:`gradbook.quantizers` or :mod:`gradbook.quantizer_variants` fits.
 """
 
 import math
@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from gradbook.checks import require_finite
 from gradbook.quantizers import Quantized
 
-# Two convolutions of stride 2.
+# Pixels a side that a code stands for, with two halvings.
 PATCH = 4
+# Of a convolution that halves a side, and of a transposed one that doubles it.
+_STRIDE = {"kernel_size": 4, "stride": 2, "padding": 1}
 
 
 class Output(NamedTuple):
@@ -59,19 +61,20 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Two convolutions of stride 2, residual blocks, and a linear map of every position.
+    """Convolutions of stride 2, residual blocks, and a linear map of every position.
 
     Args:
         channels: of an image.
         width: channels within.
         dim: D, numbers of a vector.
         blocks: how many residual blocks.
+        halvings: how many convolutions of stride 2.
     """
 
-    def __init__(self, channels: int, width: int, dim: int, blocks: int):
+    def __init__(self, channels: int, width: int, dim: int, blocks: int, halvings: int = 2):
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, width, 4, stride=2, padding=1)
-        self.conv2 = nn.Conv2d(width, width, 4, stride=2, padding=1)
+        inward = [channels, *[width] * (halvings - 1)]
+        self.halves = nn.ModuleList(nn.Conv2d(size, width, **_STRIDE) for size in inward)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
         self.last = nn.Conv2d(width, dim, 1)
 
@@ -79,33 +82,38 @@ class Encoder(nn.Module):
         """Encode images.
 
         Args:
-            images: [B, C, H, W].
+            images: [B, C, H, W], the sides positive multiples of 2^halvings.
 
         Returns:
-            [B, D, h, w].
+            [B, D, H / 2^halvings, W / 2^halvings].
 
         Raises:
-            ValueError: if the images have another number of channels.
+            ValueError: if the images have another shape.
         """
-        channels = self.conv1.in_channels
-        if images.shape[1] != channels:
-            raise ValueError(f"images: must have {channels} channels, got {images.shape[1]}")
-        x = self.conv2(self.conv1(images).relu())
+        channels, unit = self.halves[0].in_channels, 2 ** len(self.halves)
+        fits = images.ndim == 4 and images.shape[1] == channels
+        if not fits or any(side % unit or not side for side in images.shape[2:]):
+            shape = f"[B, {channels}, H, W], sides multiples of {unit}"
+            raise ValueError(f"images: must be {shape}, got {list(images.shape)}")
+        x = self.halves[0](images)
+        for conv in self.halves[1:]:
+            x = conv(x.relu())
         return self.last(self.blocks(x).relu())
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror: a convolution, residual blocks, two transposed convolutions.
+    """The encoder's mirror: a convolution, residual blocks, transposed convolutions.
 
     The arguments are those of :class:`Encoder`.
     """
 
-    def __init__(self, channels: int, width: int, dim: int, blocks: int):
+    def __init__(self, channels: int, width: int, dim: int, blocks: int, halvings: int = 2):
         super().__init__()
         self.first = nn.Conv2d(dim, width, 3, padding=1)
         self.blocks = nn.Sequential(*(Residual(width) for _ in range(blocks)))
-        self.conv1 = nn.ConvTranspose2d(width, width, 4, stride=2, padding=1)
-        self.conv2 = nn.ConvTranspose2d(width, channels, 4, stride=2, padding=1)
+        doubles = [nn.ConvTranspose2d(width, width, **_STRIDE) for _ in range(halvings - 1)]
+        self.doubles = nn.ModuleList(doubles)
+        self.last = nn.ConvTranspose2d(width, channels, **_STRIDE)
 
     def forward(self, vectors: Tensor) -> Tensor:
         """Decode vectors.
@@ -117,7 +125,9 @@ class Decoder(nn.Module):
             Images [B, C, H, W]; nothing keeps a pixel between 0 and 1.
         """
         x = self.blocks(self.first(vectors)).relu()
-        return self.conv2(self.conv1(x).relu())
+        for conv in self.doubles:
+            x = conv(x).relu()
+        return self.last(x)
 
 
 class VQVAE(nn.Module):
@@ -129,36 +139,33 @@ class VQVAE(nn.Module):
         quantizer: as :mod:`gradbook.quantizers` says, on rows [N, D].
     """
 
-    def __init__(
-        self,
-        encoder: nn.Module,
-        decoder: nn.Module,
-        quantizer: nn.Module,
-    ):
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, quantizer: nn.Module):
         super().__init__()
-        self.encoder, self.decoder = encoder, decoder
-        self.quantizer = quantizer
+        self.encoder, self.decoder, self.quantizer = encoder, decoder, quantizer
 
     def vectors(self, images: Tensor) -> Tensor:
         """Encode images, without quantization.
 
         Args:
-            images: [B, C, H, W], the sides multiples of 4.
+            images: [B, C, H, W], sides that the encoder takes.
 
         Returns:
             [B, h, w, D].
 
         Raises:
-            ValueError: if the images are not finite, or of another shape.
+            ValueError: if the images are not finite, or the encoder refuses them.
         """
-        _check_images(images)
+        if images.ndim != 4 or not images.is_floating_point():
+            kind = f"{images.dtype} {list(images.shape)}"
+            raise ValueError(f"images: must be [B, C, H, W], floating, got {kind}")
+        require_finite(images=images)
         return self.encoder(images).permute(0, 2, 3, 1)
 
     def codes(self, images: Tensor) -> Tensor:
         """Encode images as integers.
 
         Args:
-            images: [B, C, H, W], the sides multiples of 4.
+            images: [B, C, H, W], sides that the encoder takes.
 
         Returns:
             int64 [B, h, w], or [B, h, w, depth].
@@ -193,7 +200,7 @@ class VQVAE(nn.Module):
         """Encode, quantize and decode images.
 
         Args:
-            images: [B, C, H, W], the sides multiples of 4.
+            images: [B, C, H, W], sides that the encoder takes.
 
         Returns:
             Images, the quantizer's values, loss and indices, and vectors.
@@ -225,6 +232,7 @@ def build(
     blocks: int,
     quantizer: nn.Module,
     generator: torch.Generator,
+    halvings: int = 2,
 ) -> VQVAE:
     """Build a model whose initial weights come from a generator.
 
@@ -237,6 +245,8 @@ def build(
         blocks: residual blocks of each network; may be 0.
         quantizer: of rows [N, D]; it is left as it is.
         generator: of the CPU.
+        halvings: how often a side is halved; a code stands for a square of
+            2^halvings pixels a side.
 
     Returns:
         A model with float32 networks on the CPU, channels last in memory.
@@ -248,32 +258,26 @@ def build(
     representation learning", section 4.1; X. Glorot and Y. Bengio, 2010,
     equation 16.
     """
-    for name, size in (("channels", channels), ("width", width), ("dim", dim)):
+    sizes = {"channels": channels, "width": width, "dim": dim, "halvings": halvings}
+    for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{name}: must be positive, got {size}")
     if blocks < 0:
         raise ValueError(f"blocks: must not be negative, got {blocks}")
     # torch's own initialization draws from its global generator: put that back as it was.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        sizes = (channels, width, dim, blocks)
-        networks = [kind(*sizes).float() for kind in (Encoder, Decoder)]
-    for network in networks:
-        network.to(memory_format=torch.channels_last)
+        parts = [kind(channels, width, dim, blocks, halvings) for kind in (Encoder, Decoder)]
+    for network in parts:
+        network.float().to(memory_format=torch.channels_last)
         for parameter in network.parameters():
             if parameter.ndim > 1:
                 nn.init.xavier_uniform_(parameter, generator=generator)
             else:
                 nn.init.zeros_(parameter)
-    return VQVAE(*networks, quantizer)
+    return VQVAE(*parts, quantizer)
 
 
-def compression(
-    height: int,
-    width: int,
-    channels: int,
-    grid: tuple[int, int],
-    codes: int,
-) -> Rate:
+def compression(height: int, width: int, channels: int, grid: tuple[int, int], codes: int) -> Rate:
     """Count the bits of an image, at 8 bits a channel, and of its codes.
 
     Args:
@@ -294,10 +298,3 @@ def compression(
         if size < 1:
             raise ValueError(f"{name}: must be positive, got {size}")
     return Rate(8 * height * width * channels, math.prod(grid) * math.log2(codes))
-
-
-def _check_images(images: Tensor) -> None:
-    fits = all(side and side % PATCH == 0 for side in images.shape[2:])
-    if images.ndim != 4 or not fits or not images.is_floating_point():
-        raise ValueError(f"images: must be [B, C, H, W], floating, sides multiples of {PATCH}")
-    require_finite(images=images)

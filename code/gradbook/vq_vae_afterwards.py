@@ -6,75 +6,34 @@ The baseline of a quantized autoencoder: its encoder never heard of the codes.
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradbook import vq_vae_training
-from gradbook.checks import require_finite
-from gradbook.codebooks import require_indices
-from gradbook.gumbel import straight_through
+from gradbook.codebook_starts import check_codebook
 from gradbook.k_means import k_means, k_means_plus_plus
-from gradbook.nearest import nearest_code
-from gradbook.quantizers import Quantized
+from gradbook.quantizers import Codebook
 from gradbook.vae_training import Curve
 from gradbook.vq_vae import VQVAE
 
 
-class FixedCodebook(nn.Module):
-    """A codebook that nothing trains.
+class FixedCodebook(Codebook):
+    """A codebook that nothing trains, and that has no loss.
 
     Args:
-        codebook: [K, D], K at least 1.
+        codebook: [K, D] of finite numbers, K at least 1; it is copied.
 
     Raises:
-        ValueError: if the codebook is empty, no matrix or not finite.
+        ValueError: if the codebook is not so.
     """
 
     def __init__(self, codebook: Tensor):
         super().__init__()
-        if codebook.ndim != 2 or len(codebook) < 1:
-            raise ValueError(f"codebook: must be [K, D], got {tuple(codebook.shape)}")
-        require_finite(codebook=codebook)
+        check_codebook(codebook)
         self.register_buffer("codebook", codebook.detach().clone())
-        self.codes = len(codebook)
 
-    def forward(self, z: Tensor) -> Quantized:
-        """Replace every row by the nearest code.
-
-        Args:
-            z: [N, D].
-
-        Returns:
-            The codes, with the gradient of ``z``; a loss of 0.
-
-        Raises:
-            ValueError: as :func:`gradbook.nearest.nearest_code`.
-        """
-        indices = nearest_code(z.detach(), self.codebook)
-        return Quantized(straight_through(self.decode(indices), z), z.new_zeros(()), indices)
-
-    def update(self, z: Tensor, indices: Tensor, generator: torch.Generator) -> None:
-        """Do nothing.
-
-        Args:
-            z: not used.
-            indices: not used.
-            generator: not used.
-        """
-
-    def decode(self, indices: Tensor) -> Tensor:
-        """Look codes up.
-
-        Args:
-            indices: [N].
-
-        Returns:
-            [N, D].
-
-        Raises:
-            ValueError: if an index is no code.
-        """
-        require_indices(indices, self.codes)
-        return self.codebook[indices]
+    def loss(self, z: Tensor, z_q: Tensor) -> Tensor:
+        """Return 0."""
+        return z.new_zeros(())
 
 
 def k_means_afterwards(

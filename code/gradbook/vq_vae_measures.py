@@ -57,7 +57,8 @@ def measures(model: VQVAE, images: Tensor) -> Measures:
         images: [n, C, H, W] from 0 to 1, n at least 1.
 
     Returns:
-        What :func:`psnr`, :func:`usage` and :func:`latent_norm` return one by one.
+        What :func:`psnr` returns; :func:`code_usage` of the codes of all positions together; and
+        the mean Euclidean norm of the encoder's vectors.
 
     Raises:
         ValueError: if there are no images, or the model refuses them.
@@ -126,22 +127,6 @@ def vectors(model: VQVAE, images: Tensor) -> Tensor:
         return torch.cat([model.vectors(chunk).flatten(0, 2) for chunk in _chunks(images)])
 
 
-def usage(model: VQVAE, images: Tensor) -> Usage:
-    """Count the codes of all positions of images together.
-
-    Args:
-        model: on the images' device.
-        images: [n, C, H, W], n at least 1.
-
-    Returns:
-        As :func:`code_usage`.
-
-    Raises:
-        ValueError: if there are no images, or the model refuses them.
-    """
-    return code_usage(codes(model, images).flatten(0, 2))
-
-
 def code_usage(rows: Tensor) -> Usage:
     """Count codes. That of a residual quantizer is the whole row of its stages.
 
@@ -158,22 +143,6 @@ def code_usage(rows: Tensor) -> Usage:
         raise ValueError("rows: must not be empty")
     kinds, kind = rows.unique(return_inverse=True, dim=0)
     return Usage(len(kinds), perplexity(kind, len(kinds)).item())
-
-
-def latent_norm(model: VQVAE, images: Tensor) -> float:
-    """Measure how long the encoder's vectors are.
-
-    Args:
-        model: on the images' device.
-        images: [n, C, H, W], n at least 1.
-
-    Returns:
-        The mean Euclidean norm of a vector.
-
-    Raises:
-        ValueError: if there are no images, or the model refuses them.
-    """
-    return vectors(model, images).double().norm(dim=1).mean().item()
 
 
 def _chunks(images: Tensor) -> tuple[Tensor, ...]:

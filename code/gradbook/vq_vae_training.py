@@ -23,10 +23,8 @@ from gradbook.vq_vae_measures import (
     code_usage,
     codes,
     evaluating,
-    latent_norm,
     measures,
     psnr,
-    usage,
     vectors,
 )
 
@@ -39,13 +37,11 @@ __all__ = [
     "evaluating",
     "fit",
     "grey",
-    "latent_norm",
     "loss",
     "measures",
     "pace",
     "psnr",
     "started",
-    "usage",
     "vectors",
 ]
 
@@ -78,6 +74,7 @@ def started(
     width: int = 32,
     dim: int = 16,
     blocks: int = 1,
+    halvings: int = 2,
 ) -> VQVAE:
     """Build a model whose first vectors have mean 0 and variance 1 in every coordinate.
 
@@ -89,19 +86,21 @@ def started(
         width: see :func:`gradbook.vq_vae.build`.
         dim: see :func:`gradbook.vq_vae.build`.
         blocks: see :func:`gradbook.vq_vae.build`.
+        halvings: see :func:`gradbook.vq_vae.build`.
 
     Returns:
         A model on the book's device.
 
     Raises:
-        ValueError: if the images are none, or as those of
+        ValueError: if there are no images, or as
+            :func:`gradbook.vq_vae.build` and
             :class:`gradbook.vq_vae.VQVAE`.
     """
     if images.ndim != 4:
         raise ValueError(f"images: must be [n, C, H, W], got {tuple(images.shape)}")
     generator = torch.Generator().manual_seed(seed)
-    model = vq_vae.build(images.shape[1], width, dim, blocks, nn.Identity(), generator)
-    model.to(device())
+    sizes = (images.shape[1], width, dim, blocks)
+    model = vq_vae.build(*sizes, nn.Identity(), generator, halvings).to(device())
     first = images[:FIRST]
     _standardize(model.encoder.last, vectors(model, first))
     generator = torch.Generator().manual_seed(seed + 10_000)
@@ -119,6 +118,8 @@ def _standardize(last: nn.Conv2d, rows: Tensor) -> None:
 
 def pace(step: int, steps: int) -> float:
     """Choose the share of the rate at a step: up in 100 steps, then down to nothing.
+
+    A training of no more than 100 steps only rises.
 
     Args:
         step: how many steps came before.

@@ -100,7 +100,7 @@ def game_step(
     images: Tensor,
     draws: torch.Generator,
     reconstruct: Reconstruction,
-    share: float = 0.8,
+    share: float = adversarial.SHARE,
 ) -> dict[str, float]:
     """Train the autoencoder against the critic, then the critic.
 
@@ -121,7 +121,9 @@ def game_step(
         reconstruction and of the adversarial term in the last layer.
 
     Raises:
-        ValueError: as :func:`gradbook.adversarial.adaptive_weight`.
+        ValueError: as the model and ``reconstruct``; if there is no score, or
+            one is not finite; if one of the two losses has no finite gradient
+            in the last layer; or if the share is negative or not finite.
 
     Source: Esser, Rombach and Ommer 2021, equations 6 and 7.
     """
@@ -205,7 +207,7 @@ def against(
     reconstruct: Reconstruction,
     start: int,
     watching: int = 0,
-    share: float = 0.8,
+    share: float = adversarial.SHARE,
 ) -> dict[int, Step]:
     """Plan a training that becomes a game.
 

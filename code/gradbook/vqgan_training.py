@@ -95,10 +95,21 @@ class Batches:
         Raises:
             ValueError: if it is of another number of images.
         """
-        if len(state["order"]) != self.count:
-            raise ValueError(f"state: is of {len(state['order'])} images, not {self.count}")
+        self.require_own(state)
         self.order, self.place = state["order"].clone(), state["place"]
         self.generator.set_state(state["generator"])
+
+    def require_own(self, state: Mapping[str, Any]) -> None:
+        """Raise unless a state is of as many images.
+
+        Args:
+            state: of :meth:`state_dict`.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if len(state["order"]) != self.count:
+            raise ValueError(f"state: is of {len(state['order'])} images, not {self.count}")
 
 
 class Training:
@@ -167,18 +178,23 @@ class Training:
 
         Args:
             state: of :meth:`state_dict`, of a training with the same
-                setting, networks and number of images.
+                setting, networks and number of images; the phases may be
+                others.
 
         Raises:
-            ValueError: if the setting or the number of images is another.
-            RuntimeError: of torch, if the networks are others.
+            ValueError: if the setting or the number of images is another;
+                the training is as it was then.
+            RuntimeError: of torch, if the networks are others. The order of
+                the batches, the draws and the step are as they were then,
+                but the networks have taken what fitted.
         """
         if state["setting"] != list(self.setting):
             raise ValueError(f"state: is of {state['setting']}, not {list(self.setting)}")
-        self.batches.load_state_dict(state["batches"])
+        self.batches.require_own(state["batches"])
         for name, part in self.players._asdict().items():
             # An optimizer would go on writing into the tensors that it is given.
             part.load_state_dict(copy.deepcopy(state["players"][name]))
+        self.batches.load_state_dict(state["batches"])
         self.draws.set_state(state["draws"])
         self.step = state["step"]
 
@@ -187,14 +203,13 @@ def adam(network: nn.Module, rate: float) -> torch.optim.Optimizer:
     """Make the optimizer of a player, with the betas of the paper.
 
     Args:
-        network: whose parameters need a gradient, or are not trained.
+        network: what needs no gradient in it is not trained.
         rate: the step size.
 
     Returns:
         Adam.
     """
-    trained = [p for p in network.parameters() if p.requires_grad]
-    return torch.optim.Adam(trained, lr=rate, betas=BETAS)
+    return torch.optim.Adam(network.parameters(), lr=rate, betas=BETAS)
 
 
 def save(training: Training, path: Path) -> None:
@@ -210,9 +225,10 @@ def save(training: Training, path: Path) -> None:
 
 
 def load(training: Training, path: Path) -> None:
-    """Read a checkpoint into a training that was made with the same arguments.
+    """Read a checkpoint into a training.
 
-    Only tensors, numbers and containers are read: a file can run no code.
+    It was made with the same setting, networks and number of images; the
+    phases may be others. Only tensors, numbers and containers are read: a file can run no code.
 
     Args:
         training: changed in place.
@@ -220,6 +236,7 @@ def load(training: Training, path: Path) -> None:
 
     Raises:
         ValueError: as :meth:`Training.load_state_dict`.
+        RuntimeError: as there.
     """
     training.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 

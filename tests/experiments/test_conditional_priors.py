@@ -6,10 +6,17 @@ import pytest
 import torch
 
 from gradbook import pictures, priors, vae_training, vq_vae_training
+from gradbook.conditional_prior import ClassPrefix, CodePrefix
 from gradbook.conditional_prior_training import bits_per_code, possible_share
 from gradbook.experiments import conditional_priors as experiment
 from gradbook.image_judges import edges, quality
-from gradbook.sampling import sample_grids
+from gradbook.priors import CausalTransformer
+from gradbook.sampling import nucleus, sample_grids, tempered, top_k
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
 
 TINY = experiment.Scale(2, 3, 20, 2, 2, 1e-2, 8, (8, 1, 2), 2)
 
@@ -90,7 +97,7 @@ def test_the_data_are_codes_with_their_conditions(world, images):
 
 
 def test_both_autoencoders_start_from_seeds_of_their_own(world):
-    first, second = world.images.model.encoder.conv1.weight, world.edges.model.encoder.conv1.weight
+    first, second = (w.model.encoder.halves[0].weight for w in (world.images, world.edges))
     assert not torch.allclose(first, second, atol=0.05)
 
 
@@ -107,6 +114,34 @@ def test_priors_differ_in_their_prefix_alone():
     spiral = experiment.started("none", 3, experiment.SMALL, "spiral").transformer
     assert torch.equal(spiral.order, experiment.orders.spiral(7, 7))
     assert torch.equal(spiral.head.weight, built["none"].transformer.head.weight)
+
+
+def test_prefix_and_transformer_are_drawn_from_streams_of_their_own():
+    for name, make in {
+        "class": lambda seed: ClassPrefix(10, 64, generator(seed)),
+        "edges": lambda seed: CodePrefix(128, 49, 64, generator(seed)),
+    }.items():
+        built = experiment.started(name, 3, experiment.SMALL)
+        expected = CausalTransformer(7, 7, 128, 64, 2, 4, generator(30_003), built.prefix.vectors)
+        for one, two in zip(built.transformer.parameters(), expected.parameters(), strict=True):
+            assert torch.equal(one, two)
+        assert torch.equal(built.prefix.table, make(60_003).table)
+        assert not torch.equal(built.prefix.table, make(30_003).table)
+
+
+def test_what_is_left_out_and_replaced_is_what_the_chapter_says():
+    assert experiment.KEEPS == (1.0, 0.9, 0.5)
+    assert experiment.ORDERS == ("raster", "column", "spiral")
+    logits = torch.randn(5, 128, generator=generator())
+    expected = {
+        "all": logits,
+        "tempered": tempered(logits, 0.5),
+        "top_k": top_k(logits, 8),
+        "nucleus": nucleus(logits, 0.7),
+    }
+    assert list(experiment.FILTERS) == list(expected)
+    for name, filter in experiment.FILTERS.items():
+        assert torch.equal(filter(logits), expected[name]), name
 
 
 def test_a_short_run_knows_the_class(tiny):

@@ -119,11 +119,22 @@ def test_the_switch_is_seen_from_both_sides(data):
     assert cold["trace"]["weight"]["values"][0] != warmed["trace"]["weight"]["values"][0]
 
 
-def test_the_cold_switch_is_the_third_compressors(data):
-    found = experiment.switched(data, 0, TINY)["cold"]["curve"]
-    measure = experiment.measuring(data)
-    model = trained("adversarial", data, 12).players.model
-    assert measure(model)["psnr"] == found["psnr"][-1]
+def test_the_switch_goes_on_from_the_second_compressor_with_the_published_share(data):
+    start = experiment.measuring(data)(trained("perceptual", data, 10).players.model)
+    for part in experiment.switched(data, 0, TINY).values():
+        assert {name: part["curve"][name][0] for name in start} == start
+        weight, pull, push = (
+            part["trace"][name]["values"][0] for name in ("weight", "pull", "push")
+        )
+        assert weight == pytest.approx(0.8 * pull / (push + 1e-4), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adversarial", "reversed"])
+def test_a_critic_watches_before_the_game_and_takes_a_smaller_share(data, name):
+    phases = experiment.plans(data, TINY)[name][1]
+    kinds = {0: vqgan.plain_step, 8: vqgan.watched_step, 10: vqgan.game_step}
+    assert {step: phase.func for step, phase in phases.items()} == kinds
+    assert phases[10].keywords["share"] == 0.3
 
 
 def test_the_second_and_the_third_are_the_same_up_to_the_game(data):

@@ -9,6 +9,7 @@ from gradbook import vq_vae_training as training
 from gradbook.codebooks import perplexity
 from gradbook.experiments import vq_codebooks as experiment
 from gradbook.k_means import k_means, k_means_plus_plus
+from gradbook.quantizer_variants import normal_codebook
 from gradbook.quantizers import (
     CosineCodebook,
     EmaCodebook,
@@ -118,6 +119,9 @@ def test_the_low_dimension_is_four_and_keeps_the_size_of_a_coordinate():
     low = z @ made.down
     assert low.std().item() == pytest.approx(1, rel=0.3)
     assert (low @ made.up).std().item() == pytest.approx(1, rel=0.6)
+    g, dim = generator(), z.shape[1]
+    maps = [normal_codebook(dim, 4, g) / dim**0.5, normal_codebook(4, dim, g) / 2]
+    assert all(map(torch.equal, (made.down, made.up), maps))
 
 
 def test_perplexity_is_that_of_the_first_images_together(tiny, monkeypatch):

@@ -64,7 +64,8 @@ def test_a_run_makes_a_fresh_record_that_a_page_can_load(rooms, capsys, monkeypa
     ("change", "words"),
     [
         ({"value": 11}, "its experiment changed"),
-        ({"extra": "# a comment counts too\n"}, "its experiment changed"),
+        ({"extra": "EXTRA = 1\n"}, "its experiment changed"),
+        ({"extra": "'a text that is no docstring'\n"}, "its experiment changed"),
         ({"data": "d1"}, "its experiment and its data changed"),
     ],
 )
@@ -76,6 +77,73 @@ def test_a_changed_experiment_is_stale_until_it_runs_again(rooms, capsys, change
     assert said == f"quick is stale: {words} since it ran: run `make records`\n"
     records.main([], *rooms)
     assert check(rooms, capsys) == (0, "")
+
+
+DOCUMENTED = """
+def outer(x):
+    class Inner:
+        y = 1
+    async def later():
+        pass
+    return "x"
+"""
+COMMENTED = """
+# A comment.
+def outer(x):
+    'Of a function.'
+
+    class Inner:
+        '''Of a class.'''
+        y = (1)  # another
+    async def later():
+        "Of a coroutine."
+        pass
+    return "x"
+"""
+
+
+def test_comments_docstrings_and_layout_do_not_make_a_record_stale(rooms, capsys):
+    quick = rooms[0] / "quick.py"
+    write(quick, extra=DOCUMENTED)
+    records.main([], *rooms)
+    before = records.read("quick", rooms[1])
+    write(quick, extra=COMMENTED)
+    quick.write_text('"""Of the module."""\n' + quick.read_text())
+    assert check(rooms, capsys) == (0, "")
+    assert records.digests(quick) == before["digests"]
+    # A text that is returned is no docstring.
+    quick.write_text(quick.read_text().replace('return "x"', 'return "y"'))
+    assert check(rooms, capsys)[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("x = 1", "x = 1.0"),
+        ("x = 1", "x = True"),
+        ("x = None", "x = []"),
+        ("x = {**a, b: c}", "x = {a: c, **b}"),
+        ("def f(a=1): return a", "def f(*, a=1): return a"),
+        ("def f(a, b=1): return a", "def f(a=1, b=1): return a"),
+        ("a = b\nc = d", "c = d\na = b"),
+        ("x = a - b", "x = b - a"),
+        ("x = a - b", "x = a + b"),
+        ("x = f'{a}'", "x = f'{a!r}'"),
+    ],
+)
+def test_programs_that_differ_have_digests_that_differ(rooms, one, other):
+    found = []
+    for body in (one, other):
+        body = body.replace("\n", "\n    ")
+        write(rooms[0] / "quick.py", extra=f"def never(a, b, c, d):\n    {body}\n")
+        found.append(records.digests(rooms[0] / "quick.py")["experiment"])
+    assert found[0] != found[1]
+
+
+def test_the_digest_is_the_same_in_every_version_of_python(rooms):
+    """Versions differ in which empty fields a syntax tree has."""
+    digest = records.digests(rooms[0] / "quick.py")["experiment"]
+    assert digest == "e7d9f5e12855ce91f87159ee5e30cf677a238e5b7023160a238f59ede6fee633"
 
 
 def test_changed_data_alone_are_stale(rooms, capsys):
@@ -104,9 +172,22 @@ def test_a_fresh_record_is_not_run_again_unless_it_is_named(rooms):
     assert "999" not in path.read_text()
 
 
-def test_an_unknown_name_is_refused(rooms):
+@pytest.mark.slow
+def test_two_workers_write_what_one_writes(rooms):
+    results = []
+    for workers in ("1", "2"):
+        records.main(["quick", "--workers", workers], *rooms)
+        run = records.read("quick", rooms[1])["runs"]["cpu"]
+        assert run["machine"].endswith(f"processes: {workers}")
+        results.append(run["results"])
+    assert results[0] == results[1]
+    assert list(results[1]) == ["0", "1"]
+
+
+@pytest.mark.parametrize("arguments", [["slow"], ["quick", "--workers", "0"]])
+def test_an_unknown_name_and_no_workers_are_refused(rooms, arguments):
     with pytest.raises(SystemExit, match="2"):
-        records.main(["slow"], *rooms)
+        records.main(arguments, *rooms)
 
 
 def test_a_run_on_another_device_stands_beside_the_first(rooms, monkeypatch):

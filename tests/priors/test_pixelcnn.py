@@ -110,6 +110,22 @@ def test_the_horizontal_stack_is_residual_after_its_first_layer(stirred):
     torch.testing.assert_close(two.logits(codes), one.logits(codes), rtol=1e-12, atol=0)
 
 
+def test_the_head_sees_what_is_positive_in_two_layers(stirred):
+    built, codes, seen = stirred(model(3, 3)), integers(20, 3, 3), {}
+    for name in ("hidden", "head"):
+        layer = built.get_submodule(name)
+        layer.register_forward_hook(
+            lambda _, inputs, out, name=name: seen.update({name: (*inputs, out)})
+        )
+    logits = built.logits(codes)
+    (inward, hidden), (outward, last) = seen["hidden"], seen["head"]
+    assert (hidden < 0).any()
+    assert torch.equal(outward, hidden.relu())
+    assert (inward >= 0).all()
+    assert (inward == 0).any()
+    assert torch.equal(logits, last.permute(0, 2, 3, 1))
+
+
 def test_a_sampled_code_is_the_one_that_the_noise_picks(stirred):
     built, g = stirred(model(3, 4, codes=5)), noise(40, 3, 4, 5)
     drawn = built.sample(40, g)

@@ -88,7 +88,7 @@ def run_short(seed: int) -> dict[str, dict[str, float]]:
         seed: of the weights, the codebook and the order of the patches.
 
     Returns:
-        After 100 steps, which have their own fall of the rate, for the smallest and the largest
+        After 100 steps, all of them in the rise of the rate, for the smallest and the largest
         codebook, as :func:`compressor`.
     """
     patches, scale = cut(HALVINGS), SMALL._replace(steps=SHORT_STEPS)
