@@ -152,10 +152,10 @@ def included_lines_fit(markdown: str, _: dict) -> list[str]:
     faults = []
     for shown in outputs.included(markdown):
         path = CODE / shown.path
-        node = next(
-            (n for n in ast.parse(path.read_text()).body if getattr(n, "name", "") == shown.name),
-            None,
-        )
+        node: ast.AST | None = ast.parse(path.read_text())
+        for name in shown.name.split("."):
+            within = getattr(node, "body", [])
+            node = next((n for n in within if getattr(n, "name", "") == name), None)
         if node is None:
             faults.append(f"{shown.path} has no {shown.name}")
             continue

