@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from gradbook import training_memory
+from gradbook import live_memory, training_memory
 from gradbook.live_memory import LiveBytes, total_bytes, training_step_peak
 
 CUDA = pytest.param(
@@ -212,6 +212,12 @@ def test_devices_can_be_told_apart():
         assert meter.current == 20
         assert meter.watch([x, y]) == 16
     assert LiveBytes("cuda:1").watch([x, y, *z]) == 0
+
+
+def test_an_index_tells_devices_of_one_type_apart():
+    first, second = (torch.device("cuda", i) for i in range(2))
+    assert [live_memory._is_on(one, second) for one in (first, second)] == [False, True]
+    assert live_memory._is_on(first, torch.device("cuda"))
 
 
 def test_storages_can_be_rounded_up():

@@ -3,6 +3,7 @@
 import copy
 import io
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,7 +151,25 @@ def test_separable_texts_are_learned(tiny, texts):
     assert course.accuracy[-1] > 0.95
     assert course.accuracy[-1] == tuning.accuracy(model, *test, 7)
     assert len(course.accuracy) == 6
-    assert course.seconds > 0
+
+
+def test_seconds_are_those_of_a_step_without_the_measures(tiny, texts, monkeypatch):
+    clock = SimpleNamespace(now=0.0, perf_counter=lambda: clock.now)
+
+    def slow(seconds, work):
+        def worked(*arguments):
+            clock.now += seconds
+            return work(*arguments)
+
+        return worked
+
+    monkeypatch.setattr(tuning, "time", clock)
+    monkeypatch.setattr(tuning, "step", slow(2, tuning.step))
+    monkeypatch.setattr(tuning, "accuracy", slow(100, tuning.accuracy))
+    rows = texts(12, 1), labels_for(12)
+    course = tuning.fit(tiny(), *rows, Setting(epochs=2, batch=4, rate=1e-3), 0, rows)
+    assert len(course.losses) == 6
+    assert course.seconds == 2
 
 
 def test_a_training_without_a_gain_stops_early(tiny, texts, monkeypatch):

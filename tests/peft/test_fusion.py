@@ -310,6 +310,14 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+def test_a_fusion_stands_where_its_adapters_are():
+    away = adapters.Bottleneck(WIDTH, SIZE, generator(), dtype=torch.float64, device="meta")
+    made = fusion.Fusion([away], generator())
+    assert {part.device.type for part in made.parameters()} == {"meta"}
+    with pytest.raises(ValueError, match="^adapters: must have one width, type and device"):
+        fusion.Fusion([bottleneck(), away], generator())
+
+
 def several(n):
     return [bottleneck(i) for i in range(n)]
 
