@@ -168,7 +168,7 @@ def update(
     run["machine"] += f", processes: {workers}"
     new["runs"][where.type] = run
     if hasattr(module, "reference") and "reference" not in new:
-        new["reference"] = stamped(module.reference, torch.device("cpu"))
+        new["reference"] = stamped(module.reference, where)
     return rounded(new)
 
 

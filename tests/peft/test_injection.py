@@ -90,6 +90,28 @@ def test_the_outermost_match_is_replaced_and_not_looked_into(plain):
     assert "encoder.layer.1.attention.self.query" in asked
 
 
+def test_places_are_those_that_are_replaced_and_name_a_shared_module_twice(plain):
+    layers = plain.encoder["layer"]
+    layers[1].attention["self"] = layers[0].attention["self"]
+    before = list(plain.named_modules(remove_duplicate=False))
+    where = named(r".*\.attention(\.self)?(\.key)?|.*\.intermediate\.dense")
+    found = injection.places(plain, where)
+    assert [place.name for place in found] == [
+        f"encoder.layer.{i}.{part}" for i in (0, 1) for part in ("attention", "intermediate.dense")
+    ]
+    for place in found:
+        assert place.parent.get_submodule(place.key) is plain.get_submodule(place.name)
+        assert place.module is plain.get_submodule(place.name)
+    assert list(plain.named_modules(remove_duplicate=False)) == before
+    shared = injection.places(plain, named(r".*\.self"))
+    assert [place.name for place in shared] == [f"encoder.layer.{i}.attention.self" for i in (0, 1)]
+    assert shared[0].module is shared[1].module
+    done = injection.inject(plain, where, Shifted)
+    assert done.report.layers == tuple(place.name for place in found)
+    with pytest.raises(ValueError, match="^where: holds for no module"):
+        injection.places(plain, lambda name, module: False)
+
+
 def test_a_training_step_moves_no_frozen_bit(tiny_bert, ids):
     done = injection.inject(tiny_bert, named(ATTENTION), Shifted)
     frozen = {name: t.clone() for name, t in tensors(tiny_bert).items() if not t.requires_grad}

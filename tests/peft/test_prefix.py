@@ -1,4 +1,4 @@
-"""Prefixes: attention's formula, the share of a prefix, BERT with one, and the library's outputs."""
+"""Prefixes in BERT: one layer's computation, the library's outputs, padding, training, bad input."""
 
 import copy
 
@@ -6,12 +6,10 @@ import peft
 import pytest
 import torch
 import transformers
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
-from torch.nn import functional
 
 from gradbook.peft import prefix
+from gradbook.peft.grouped_attention import prefix_share, split_heads
 from gradbook.peft.injection import count
 
 WIDTH, HEADS, LAYERS, LENGTH = 8, 2, 2, 3
@@ -38,65 +36,6 @@ def close(a, b, bound=1e-12):
     torch.testing.assert_close(a, b, rtol=bound, atol=bound)
 
 
-SIZES = {
-    "groups": st.integers(1, 3),
-    "heads": st.integers(1, 2),
-    "queries": st.integers(1, 4),
-    "n": st.integers(1, 4),
-    "content": st.integers(1, 5),
-    "d": st.integers(1, 4),
-    "seed": st.integers(0, 1000),
-}
-
-
-def some(groups, heads, queries, n, content, d, seed):
-    """Queries, keys and values of prefix and content for two texts, and a mask of the content."""
-    sizes = [(groups * heads, queries), (heads, n), (heads, n), (heads, content), (heads, content)]
-    tensors = [normal(2, *size, d, seed=seed + i) for i, size in enumerate(sizes)]
-    return *tensors, some_mask(2, 1, queries, content, seed=seed)
-
-
-@settings(max_examples=25)
-@given(**SIZES)
-def test_attention_is_its_formula_and_torchs(**sizes):
-    q, _, _, k, v, mask = some(**sizes)
-    group = sizes["groups"]
-    expected = functional.scaled_dot_product_attention(q, k, v, mask, enable_gqa=True)
-    ours = prefix.attention(q, k, v, mask)
-    close(ours, expected)
-    for head in range(q.shape[1]):
-        key, value = k[0, head // group], v[0, head // group]
-        weights = (q[0, head, 0] @ key.T / sizes["d"] ** 0.5).exp() * mask[0, 0, 0]
-        close(ours[0, head, 0], weights @ value / weights.sum())
-    close(prefix.attention(q, k, v), prefix.attention(q, k, v, torch.ones_like(mask)))
-
-
-@settings(max_examples=60)
-@given(**SIZES)
-def test_attention_over_both_is_mixed_by_the_share_of_the_prefix(**sizes):
-    q, k_prefix, v_prefix, k, v, mask = some(**sizes)
-    share = prefix.prefix_share(q, k_prefix, k, mask)
-    assert share.shape == q.shape[:-1]
-    seen = torch.cat([torch.ones(*mask.shape[:-1], sizes["n"], dtype=torch.bool), mask], -1)
-    keys, values = torch.cat([k_prefix, k], -2), torch.cat([v_prefix, v], -2)
-    content = prefix.attention(q, k, v, mask)
-    alone = prefix.attention(q, k_prefix, v_prefix)
-    share = share[..., None]
-    mixed = (1 - share) * content + share * alone
-    close(prefix.attention(q, keys, values, seen), mixed, 1e-14)
-
-
-def test_the_share_does_not_overflow():
-    q = torch.tensor([[[1.0]]], dtype=torch.float64)
-    zero, one = q - 1, q
-    for factor in (1e6, -1e6):
-        expected = functional.softmax(torch.tensor([0.0, 2.0], dtype=torch.float64), 0)[1]
-        close(prefix.prefix_share(q, factor * one + 2, factor * one).item(), expected.item(), 1e-9)
-    assert prefix.prefix_share(q, 1e6 * one, zero) == 1
-    assert prefix.prefix_share(q, -1e6 * one, zero) == 0
-    assert prefix.prefix_share(q, one, one, torch.zeros(1, 1, dtype=torch.bool)) == 1
-
-
 def test_a_prefix_leaves_the_proportions_within_the_content(tiny_bert):
     layer, x = tiny_bert.encoder.layer[0].attention.self, normal(2, 5, WIDTH)
     tiny_bert.set_attn_implementation("eager")
@@ -105,8 +44,9 @@ def test_a_prefix_leaves_the_proportions_within_the_content(tiny_bert):
     _, after = module(x)
     content = after[..., 3:]
     close(content / content.sum(-1, keepdim=True), before)
-    q, k = (module._heads(f(x)) for f in (layer.query, layer.key))
-    close(after[..., :3].sum(-1), prefix.prefix_share(q, module._heads(module.keys), k))
+    rows = layer.query(x), module.keys, layer.key(x)
+    share = prefix_share(*(split_heads(r, WIDTH // HEADS) for r in rows))
+    close(after[..., :3].sum(-1), share)
 
 
 MASKS = {
@@ -177,51 +117,6 @@ def test_outputs_and_counts_are_the_librarys(tiny_bert, ids, attention):
         assert (ours - plain).abs().max() > 0.1
 
 
-def source(layers=LAYERS, length=LENGTH, width=WIDTH, hidden=5, **options):
-    to = {"dtype": torch.float64} | options
-    made = prefix.Reparameterized(layers, length, width, hidden, generator(3), **to)
-    with torch.no_grad():
-        made.inner_bias.copy_(normal(hidden, seed=4))
-        made.outer_bias.copy_(normal(2 * layers * width, seed=5))
-    return made
-
-
-@pytest.mark.filterwarnings(DEPRECATED)
-def test_a_reparameterized_prefix_is_the_librarys(tiny_bert):
-    theirs = library(tiny_bert, prefix_projection=True, encoder_hidden_size=5)
-    encoder, made = theirs.prompt_encoder["default"], source()
-    values = [made.embedding, made.inner.T, made.inner_bias, made.outer.T, made.outer_bias]
-    with torch.no_grad():
-        for theirs_, ours in zip(encoder.parameters(), values, strict=True):
-            theirs_.copy_(ours)
-    assert count(encoder) == count(made)
-    expected = encoder(torch.arange(LENGTH)).unflatten(-1, (LAYERS, 2, WIDTH))
-    close(made.folded(), expected.permute(1, 2, 0, 3).detach())
-
-
-def test_a_folded_prefix_gives_the_same_outputs(tiny_bert, ids):
-    made, mask = source(), half_padded(ids)
-    done = prefix.put_reparameterized(tiny_bert, made)
-    inner = LENGTH * WIDTH + WIDTH * 5 + 5 + (5 + 1) * 2 * LAYERS * WIDTH
-    assert done.report.trainable == count(made)[0] == inner
-    ours = tiny_bert(ids, attention_mask=mask)[0]
-    done.undo()
-    assert (ours - tiny_bert(ids, attention_mask=mask)[0]).abs().max() > 1e-3
-    done = prefix.put(tiny_bert, made.folded())
-    assert done.report.trainable == prefix.prefix_parameters(LAYERS, LENGTH, WIDTH)
-    close(tiny_bert(ids, attention_mask=mask)[0], ours)
-    assert not made.folded().requires_grad
-
-
-def test_the_start_of_the_reparameterization():
-    made = prefix.Reparameterized(2, 500, 16, 64, generator(), dtype=torch.float64)
-    assert abs(made.embedding.std().item() - 1) < 0.05
-    assert 0.24 < made.inner.abs().max() <= 0.25
-    assert 0.12 < made.outer.abs().max() <= 0.125
-    assert not made.inner_bias.any()
-    assert not made.outer_bias.any()
-
-
 def test_counts():
     assert prefix.prefix_parameters(24, 10, 1024) == 491_520
     config = transformers.BertConfig(
@@ -249,12 +144,8 @@ def test_a_padded_batch_is_its_single_texts(tiny_bert, ids, attention):
         close(together[row, :length], alone)
 
 
-@pytest.mark.parametrize("reparameterized", [False, True])
-def test_training_moves_the_prefix_alone(tiny_bert, ids, reparameterized):
-    if reparameterized:
-        done = prefix.put_reparameterized(tiny_bert, source())
-    else:
-        done = prefix.prefix(tiny_bert, LENGTH, generator(), std=1.0)
+def test_training_moves_the_prefix_alone(tiny_bert, ids):
+    done = prefix.prefix(tiny_bert, LENGTH, generator(), std=1.0)
     digest, before = done.digest(), tables(tiny_bert)
     trained = [p for p in tiny_bert.parameters() if p.requires_grad]
     old = [p.detach().clone() for p in trained]
@@ -318,44 +209,22 @@ def test_additions_have_the_type_of_the_layer_and_are_copies(tiny_bert):
 def test_default_types_and_devices_change_nothing(tiny_bert):
     other = copy.deepcopy(tiny_bert)
     prefix.prefix(tiny_bert, LENGTH, generator())
-    expected, made = tables(tiny_bert), source(dtype=torch.float32)
+    expected = tables(tiny_bert)
     with torch.device("meta"):
         prefix.prefix(other, LENGTH, generator())
-        again = prefix.Reparameterized(LAYERS, LENGTH, WIDTH, 5, generator(3))
     assert torch.equal(tables(other), expected)
-    assert torch.equal(again.embedding, made.embedding)
-    assert {(p.dtype, p.device.type) for p in again.parameters()} == {(torch.float32, "cpu")}
 
 
 def test_an_empty_batch_gives_an_empty_result(tiny_bert):
     layer = tiny_bert.encoder.layer[0].attention.self
     module = prefix.PrefixSelfAttention(layer, normal(1, WIDTH), normal(1, WIDTH))
     assert module(torch.empty(0, 5, WIDTH).double())[0].shape == (0, 5, WIDTH)
-    k = normal(0, 2, 3, 4)
-    assert prefix.attention(normal(0, 4, 5, 4), k, k).shape == (0, 4, 5, 4)
 
 
-A = normal(2, 3, 4)
-NAN = torch.full((2, 3, 4), torch.nan).double()
-SEEN = torch.ones(3, 3, dtype=torch.bool)
 BAD = [
-    (lambda: prefix.attention(A[0], A, A), "q: must be \\["),
-    (lambda: prefix.attention(A, A[..., :2], A), "k: must be \\["),
-    (lambda: prefix.attention(A, A[:, :0], A[:, :0]), "k: must be \\["),
-    (lambda: prefix.attention(A[:1], A, A), "k: must have heads that divide 1"),
-    (lambda: prefix.attention(A, A.float(), A), "k: must be torch.float64"),
-    (lambda: prefix.attention(A, A, A[:, :2]), "v: must have the heads and positions"),
-    (lambda: prefix.attention(NAN, A, A), "q: must be finite"),
-    (lambda: prefix.attention(A, A, A, SEEN.double()), "mask: must be boolean"),
-    (lambda: prefix.attention(A, A, A, SEEN[:2]), "mask: must be \\["),
-    (lambda: prefix.attention(A, A, A, ~SEEN), "mask: every query must see"),
-    (lambda: prefix.prefix_share(A, NAN, A), "k_prefix: must be finite"),
-    (lambda: prefix.prefix_share(A, A, A, SEEN[:, :2]), "mask: must be \\["),
     (lambda: prefix.prefix_parameters(0, 1, 1), "layers: "),
     (lambda: prefix.prefix_parameters(1, 0, 1), "length: "),
     (lambda: prefix.prefix_parameters(1, 1, 0), "width: "),
-    (lambda: source(hidden=0), "hidden: "),
-    (lambda: source(length=0), "length: "),
 ]
 
 
@@ -410,9 +279,6 @@ BAD_MODELS = [
     (lambda m: prefix.put(m, START[:1]), "start: has 1 layers"),
     (lambda m: prefix.put(m, START[0]), "start: must be \\["),
     (lambda m: prefix.put(m, START.float()), "prefix_keys: must be torch.float64"),
-    (lambda m: prefix.put_reparameterized(m, source(layers=3)), "source: has 3 layers"),
-    (lambda m: prefix.put_reparameterized(m, source(width=4)), "source: must be of width 8"),
-    (lambda m: prefix.put_reparameterized(m, source(dtype=torch.float32)), "source: must be of"),
 ]
 
 
@@ -426,13 +292,43 @@ def test_what_does_not_fit_the_model_is_named_and_changes_nothing(tiny_bert, cal
 
 
 def test_models_without_the_expected_attention_are_refused(plain, tiny_gpt2, tiny_bert):
-    with pytest.raises(ValueError, match=r"^layer: must have query, key"):
+    with pytest.raises(ValueError, match=r"^layer: must have query, key, .*, or q_proj, "):
         prefix.prefix(plain, 1, generator())
     with pytest.raises(ValueError, match=r"^where: "):
         prefix.prefix(tiny_gpt2, 1, generator())
     prefix.prefix(tiny_bert, 1, generator())
     with pytest.raises(ValueError, match=r"^layer: must have query, key"):
         prefix.prefix(tiny_bert, 1, generator())
+
+
+def test_an_attention_with_the_parts_of_bert_is_refused():
+    # It rotates queries and keys by their positions, which it is given besides.
+    config = transformers.RoFormerConfig(
+        hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+    )
+    with torch.device("meta"):
+        model = transformers.RoFormerModel(config)
+    layer = model.encoder.layer[0].attention.self
+    assert all(hasattr(layer, part) for part in prefix.BERT_PARTS)
+    message = r"^layer: must be a BertSelfAttention, got RoFormerSelfAttention"
+    with pytest.raises(ValueError, match=message):
+        prefix.prefix(model, 1, generator())
+
+
+def test_layers_are_numbered_as_they_are_replaced(tiny_bert):
+    # Holds for the first layer's attention and for a part of it, which stays inside.
+    where = prefix.named(r"encoder\.layer\.(0\.attention\.self(\.query)?|1\.attention\.self)")
+    order = prefix.layer_order(tiny_bert, where)
+    layers = [layer.attention.self for layer in tiny_bert.encoder.layer]
+    assert list(order.items()) == [(layers[0], 0), (layers[1], 1)]
+    prefix.put(tiny_bert, START, where)
+    assert torch.equal(tables(tiny_bert), START)
+
+
+def test_a_layer_in_two_places_has_one_number(tiny_bert):
+    layers = tiny_bert.encoder.layer
+    layers[1].attention.self = layers[0].attention.self
+    assert prefix.layer_order(tiny_bert, prefix.IS_SELF_ATTENTION) == {layers[0].attention.self: 0}
 
 
 def test_a_causal_bert_is_refused():
@@ -443,10 +339,3 @@ def test_a_causal_bert_is_refused():
         model = transformers.BertModel(config)
     with pytest.raises(ValueError, match=r"^layer: must not be causal"):
         prefix.prefix(model, 1, generator())
-
-
-@pytest.mark.parametrize("index", [-1, LAYERS])
-def test_an_index_outside_the_source_is_refused(tiny_bert, index):
-    layer = tiny_bert.encoder.layer[0].attention.self
-    with pytest.raises(ValueError, match=r"^index: must be from 0 to 1"):
-        prefix.ReparameterizedSelfAttention(layer, source(), index)

@@ -212,6 +212,14 @@ def test_the_reference_is_computed_once_for_all_devices(rooms, monkeypatch):
     record = records.read("quick", rooms[1])
     assert list(record["runs"]) == ["cpu", "meta"]
     assert record["reference"]["results"] == {"calls": 0}
+    assert record["reference"]["device"] == "cpu"
+
+
+def test_the_reference_names_the_device_that_it_ran_on(rooms, monkeypatch):
+    write(rooms[0] / "quick.py", extra="\ndef reference():\n    return 1\n")
+    monkeypatch.setattr(records, "device", lambda: torch.device("meta"))
+    records.main([], *rooms)
+    assert records.read("quick", rooms[1])["reference"]["device"] == "meta"
 
 
 def test_missing_data_are_a_fault_in_words(rooms, capsys):

@@ -97,7 +97,7 @@ def pooled(encoder: BertModel, ids: Tensor, mask: Tensor) -> Tensor:
 
     Source: Reimers and Gurevych 2019, "Sentence-BERT", section 3.
     """
-    _require_tokens(ids, mask)
+    require_tokens(ids, mask)
     if not len(ids):
         return torch.zeros(0, encoder.config.hidden_size, dtype=encoder.dtype, device=ids.device)
     hidden = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
@@ -238,7 +238,16 @@ def trimmed(tokens: Tokens, rows: Tensor) -> Tokens:
     return Tokens(ids[:, :width], mask[:, :width])
 
 
-def _require_tokens(ids: Tensor, mask: Tensor) -> None:
+def require_tokens(ids: Tensor, mask: Tensor) -> None:
+    """Raise unless ids and mask are those of texts padded on the right.
+
+    Args:
+        ids: [B, T] int64.
+        mask: [B, T]; ones, then zeros.
+
+    Raises:
+        ValueError: if the shapes are not these, or a row of the mask is not ones, then zeros.
+    """
     if ids.ndim != 2 or ids.dtype != torch.int64:
         raise ValueError(f"ids: must be [B, T] int64, got {list(ids.shape)} {ids.dtype}")
     if mask.shape != ids.shape:

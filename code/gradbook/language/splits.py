@@ -67,13 +67,44 @@ def movies(longest: int = 40) -> Split:
         FileNotFoundError: as :func:`gradbook.language.reviews.reviews`.
         ValueError: as :func:`gradbook.language.reviews.reviews`.
     """
-    found = reviews.sentiment(reviews.reviews("movie"))
+    found = _clear()
     every = Rows(encoder.encode(found.texts, longest), found.labels.to(device()))
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(found.labels), generator=generator, device="cpu")
-    parts = order.split([TEST, CHOOSING, len(order) - TEST - CHOOSING])
-    test, choosing, pool = (every.at(rows) for rows in parts)
+    test, choosing, pool = (every.at(rows) for rows in _parts(len(found.texts)))
     return Split(pool, choosing, test)
+
+
+class Texts(NamedTuple):
+    """The same three sets as :class:`Split`, as they were written."""
+
+    pool: tuple[str, ...]
+    choosing: tuple[str, ...]
+    test: tuple[str, ...]
+
+
+def movie_texts() -> Texts:
+    """Give the sentences of :func:`movies` as texts, in the same order.
+
+    Returns:
+        Those of the pool, to choose by, and to test on.
+
+    Raises:
+        FileNotFoundError: as :func:`gradbook.language.reviews.reviews`.
+        ValueError: as :func:`gradbook.language.reviews.reviews`.
+    """
+    texts = _clear().texts
+    test, choosing, pool = (tuple(texts[i] for i in rows.tolist()) for rows in _parts(len(texts)))
+    return Texts(pool, choosing, test)
+
+
+def _clear() -> reviews.Labelled:
+    return reviews.sentiment(reviews.reviews("movie"))
+
+
+def _parts(n: int) -> tuple[Tensor, ...]:
+    """Split the first n whole numbers into those of test, choosing and pool."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(n, generator=generator, device="cpu")
+    return order.split([TEST, CHOOSING, n - TEST - CHOOSING])
 
 
 def drawn(rows: Rows, n: int, seed: int) -> Rows:

@@ -116,11 +116,9 @@ def inject(model: nn.Module, where: Where, make: Make) -> Injection:
         ValueError: if ``where`` holds for no module, or ``make`` returns something else than a
             module.
     """
-    places = list(_places(model, where))
-    if not places:
-        raise ValueError("where: holds for no module of the model")
+    chosen = places(model, where)
     before, modules = _held(model), set(model.modules())
-    made = {module: make(module) for module in dict.fromkeys(place.module for place in places)}
+    made = {module: make(module) for module in dict.fromkeys(place.module for place in chosen)}
     for module, new in made.items():
         if not isinstance(new, nn.Module):
             raise ValueError(f"make: must return a module, got {type(new).__name__}")
@@ -128,9 +126,28 @@ def inject(model: nn.Module, where: Where, make: Make) -> Injection:
             added.training = module.training
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for place in places:
+    for place in chosen:
         setattr(place.parent, place.key, made[place.module])
-    return Injection(model, before, places)
+    return Injection(model, before, chosen)
+
+
+def places(model: nn.Module, where: Where) -> list[Place]:
+    """Find where :func:`inject` would put new modules.
+
+    Args:
+        model: is not changed.
+        where: as for :func:`inject`.
+
+    Returns:
+        The places in the order of the model. A module that stands in several comes several times.
+
+    Raises:
+        ValueError: if ``where`` holds for no module.
+    """
+    found = list(_walk(model, where))
+    if not found:
+        raise ValueError("where: holds for no module of the model")
+    return found
 
 
 def count(model: nn.Module) -> tuple[int, int]:
@@ -188,14 +205,14 @@ def require_input(x: Tensor, layer: nn.Module) -> None:
         raise ValueError(f"x: must be {weight.dtype}, is {x.dtype}")
 
 
-def _places(parent: nn.Module, where: Where, prefix: str = "") -> Iterator[Place]:
+def _walk(parent: nn.Module, where: Where, prefix: str = "") -> Iterator[Place]:
     for key, module in parent._modules.items():
         if module is None:
             continue
         if where(prefix + key, module):
             yield Place(parent, key, prefix + key, module)
         else:
-            yield from _places(module, where, f"{prefix}{key}.")
+            yield from _walk(module, where, f"{prefix}{key}.")
 
 
 def _held(model: nn.Module) -> list[Held]:

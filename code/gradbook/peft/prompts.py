@@ -63,7 +63,11 @@ def prompt_parameters(length: int, width: int) -> int:
     return length * width
 
 
-def prepended(prompt: nn.Module, embeddings: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def prepended(
+    prompt: nn.Module,
+    embeddings: Tensor,
+    mask: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Put a prompt in front of every text of a batch.
 
     Args:
@@ -72,11 +76,13 @@ def prepended(prompt: nn.Module, embeddings: Tensor, mask: Tensor) -> tuple[Tens
         mask: [B, T], 1 at a token and 0 at padding.
 
     Returns:
-        Embeddings [B, p + T, e] and mask [B, p + T]. The model counts its positions from the
-        prompt on; where padding stands between, pass it :func:`positions` too.
+        Embeddings [B, p + T, e] and mask [B, p + T]. The model counts its
+        positions from the prompt on; where padding stands between, pass it
+        :func:`positions` too.
 
     Raises:
-        ValueError: if shapes, types or widths do not fit, or the mask holds another number.
+        ValueError: if shapes, types or widths do not fit, or the mask holds
+            another number.
     """
     vectors = prompt()
     _require_batch(vectors, embeddings, mask)
