@@ -55,8 +55,8 @@ CLASSES = (
     ("terrible", "great"),
     ("bad", "good"),
 )
-# Word pieces of BERT's vocabulary that are whole words in lower case start at this id; before it
-# are marks, unused places and characters.
+# Before this id BERT's vocabulary has marks, unused places and characters; behind it stand frequent
+# pieces, most of them whole words in lower case.
 FIRST_WORD = 1996
 
 data_digest = splits.data_digest

@@ -8,7 +8,6 @@ words for a low and for a high place, and the rounding of the elevation.
 """
 
 import csv
-import hashlib
 import importlib.util
 import io
 import math
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 import torch
 
+from gradbook import data
 from gradbook.priors.grids import require_sizes
 
 PACKAGE = "airportsdata"
@@ -91,12 +91,7 @@ def airports(path: Path | None = None) -> tuple[Airport, ...]:
         ValueError: if the table is not the published one.
     """
     path = airports_file() if path is None else path
-    content = path.read_bytes() if path.is_file() else b""
-    if not content:
-        raise FileNotFoundError(f"{path} is missing or empty: run `make setup`")
-    found = hashlib.sha256(content).hexdigest()
-    if found != SHA256:
-        raise ValueError(f"{path} has SHA-256 {found}, not {SHA256}: run `make setup`")
+    content = data._checked(path, data._read(path, "make setup"), SHA256, "make setup")
     first: dict[tuple[str, str], Airport] = {}
     for row in csv.DictReader(io.StringIO(content.decode())):
         if row["iata"]:

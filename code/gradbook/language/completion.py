@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
@@ -18,7 +18,7 @@ from gradbook.devices import device
 from gradbook.language.encoder import Tokens
 from gradbook.language.prompted_decoder import PromptedDecoder, require_right
 from gradbook.language.schedule import batches, share
-from gradbook.language.tuning import LARGEST_NORM, Course, Setting, adamw, scale
+from gradbook.language.tuning import Course, Setting, adamw, descend, scale
 from gradbook.peft.prompts import IGNORED
 from gradbook.priors.grids import require_sizes
 
@@ -156,13 +156,7 @@ def step(model: PromptedDecoder, optimizer: torch.optim.Optimizer, batch: Exampl
         ValueError: as :meth:`gradbook.language.prompted_decoder.PromptedDecoder.loss`.
         RuntimeError: if the gradient is not finite.
     """
-    optimizer.zero_grad()
-    loss = model.loss(*batch)
-    loss.backward()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(trained, LARGEST_NORM, error_if_nonfinite=True)
-    optimizer.step()
-    return loss.item()
+    return descend(optimizer, model.loss(*batch))
 
 
 def cut(examples: Examples, rows: Tensor) -> Examples:

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 from gradbook.checks import require, require_finite
 from gradbook.language import plays
 from gradbook.language.schedule import share
-from gradbook.language.tuning import LARGEST_NORM, adamw, scale
+from gradbook.language.tuning import adamw, descend, scale
 from gradbook.priors.grids import require_sizes
 
 # Windows at the end of a text that no decoder is trained on.
@@ -69,12 +69,8 @@ def train(
             order = torch.randperm(len(rows), generator=generator, device="cpu")
         batch, order = rows[order[: settings.batch]], order[settings.batch :]
         scale(optimizer, settings.rate * share(step, settings.steps))
-        optimizer.zero_grad()
         loss = next_piece_losses(decoder, batch.to(decoder.device)).mean()
-        loss.backward()
-        nn.utils.clip_grad_norm_(decoder.parameters(), LARGEST_NORM, error_if_nonfinite=True)
-        optimizer.step()
-        losses.append(loss.item())
+        losses.append(descend(optimizer, loss))
     return losses
 
 

@@ -164,8 +164,8 @@ class PromptedDecoder(nn.Module):
             raise ValueError(f"end: must be from 0 to {words - 1}, got {end}")
         if not mask.shape[1] and self.prompt is None:
             raise ValueError("ids: without a prompt a row must have a token")
-        falls = mask.long().diff(dim=1)
-        require(falls >= 0, "mask: every row must be zeros, then ones")
+        changes = mask.long().diff(dim=1)
+        require(changes >= 0, "mask: every row must be zeros, then ones")
         require(mask[:, -1:] == 1, "mask: every row must be zeros, then ones")
 
 
@@ -180,5 +180,5 @@ def require_right(mask: Tensor) -> None:
     Raises:
         ValueError: if a row is not ones, then zeros.
     """
-    falls = mask.long().diff(dim=1) <= 0
-    require(falls, "mask: every row must be ones, then zeros")
+    never_rises = mask.long().diff(dim=1) <= 0
+    require(never_rises, "mask: every row must be ones, then zeros")

@@ -1,7 +1,8 @@
 """Two small decoders trained on Shakespeare: SmolLM2's architecture, and hundreds of times smaller.
 
-A model of the book's own may be trained in minutes, and two that differ in size alone show what a
-method owes to scale. A trained one is kept in the cache: see :func:`checkpoint` for its name.
+A model of the book's own may be trained in minutes, and two that differ in size, and in the step
+size of their training, show what a method owes to scale. A trained one is kept in the cache: see
+:func:`checkpoint` for its name.
 """
 
 import hashlib
@@ -47,7 +48,7 @@ class Size(NamedTuple):
 # 1 023 360 and 4 541 696 parameters, by the formula of parameters.
 SMALL = Size("small", 128, 5, 4)
 MEDIUM = Size("medium", 256, 6, 8)
-# At the rate of the small one the medium one learnt less than that one, 2.18 bits a character.
+# At the rate of the small one the medium one learnt less than that one.
 TRAININGS = {SMALL: Settings(rate=3e-3), MEDIUM: Settings(rate=1e-3)}
 
 

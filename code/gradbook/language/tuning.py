@@ -129,10 +129,25 @@ def step(
         ValueError: if a label is no class.
         RuntimeError: if the gradient is not finite.
     """
-    optimizer.zero_grad()
     logits = model(*trimmed(tokens, rows))
     _require_classes(labels[rows], logits)
-    loss = _losses(logits, labels[rows]).mean()
+    return descend(optimizer, _losses(logits, labels[rows]).mean())
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
+    """Take one step along the clipped gradient of a loss.
+
+    Args:
+        optimizer: of what trains.
+        loss: a number that depends on it.
+
+    Returns:
+        The loss before the step.
+
+    Raises:
+        RuntimeError: if the gradient is not finite.
+    """
+    optimizer.zero_grad()
     loss.backward()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     nn.utils.clip_grad_norm_(trained, LARGEST_NORM, error_if_nonfinite=True)

@@ -14,7 +14,21 @@ from torch.nn.utils import skip_init
 from gradbook.priors.grids import require_sizes
 
 
-class MLPPromptEncoder(nn.Module):
+class _PromptEncoder(nn.Module):
+    """What the encoders share: their inputs, and the prompt that is kept of them."""
+
+    def __init__(self, length: int, width: int, hidden: int, generator: torch.Generator, to: dict):
+        super().__init__()
+        require_sizes(length=length, width=width, hidden=hidden)
+        drawn = torch.randn(length, width, generator=generator, dtype=torch.float64, device="cpu")
+        self.inputs = nn.Parameter(drawn.to(**to))
+
+    def folded(self) -> Tensor:
+        """Give the prompt alone, [p, e], for :class:`gradbook.peft.prompts.SoftPrompt`."""
+        return self().detach().clone()
+
+
+class MLPPromptEncoder(_PromptEncoder):
     """Produce each vector of a prompt from its own input, by three linear layers and ReLU.
 
     Weights and biases are uniform within ``1 / sqrt(n)``, where n is a layer's number of inputs, and
@@ -46,22 +60,16 @@ class MLPPromptEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        super().__init__()
-        require_sizes(length=length, width=width, hidden=hidden)
         to = {"dtype": dtype, "device": device}
-        self.inputs = _normal(length, width, generator, to)
+        super().__init__(length, width, hidden, generator, to)
         self.mlp = _mlp([width, hidden, hidden, width], generator, to)
 
     def forward(self) -> Tensor:
         """Produce the prompt, [p, e]."""
         return self.mlp(self.inputs)
 
-    def folded(self) -> Tensor:
-        """Give the prompt alone, [p, e], for :class:`gradbook.peft.prompts.SoftPrompt`."""
-        return self().detach().clone()
 
-
-class LSTMPromptEncoder(nn.Module):
+class LSTMPromptEncoder(_PromptEncoder):
     """Produce a prompt by an LSTM of two layers in both directions, and two linear layers.
 
     Each vector depends on all inputs. The LSTM's weights are uniform within ``1 / sqrt(h)``, all
@@ -93,10 +101,8 @@ class LSTMPromptEncoder(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ):
-        super().__init__()
-        require_sizes(length=length, width=width, hidden=hidden)
         to = {"dtype": dtype, "device": device}
-        self.inputs = _normal(length, width, generator, to)
+        super().__init__(length, width, hidden, generator, to)
         shape = {"num_layers": 2, "bidirectional": True}
         # torch's own start would draw from the global generator; on "meta" it draws nothing.
         empty = nn.LSTM(width, hidden, **shape, dtype=dtype, device="meta")
@@ -108,15 +114,6 @@ class LSTMPromptEncoder(nn.Module):
         """Produce the prompt, [p, e]."""
         states, _ = self.lstm(self.inputs)
         return self.mlp(states)
-
-    def folded(self) -> Tensor:
-        """Give the prompt alone, [p, e], for :class:`gradbook.peft.prompts.SoftPrompt`."""
-        return self().detach().clone()
-
-
-def _normal(length: int, width: int, generator: torch.Generator, to: dict) -> nn.Parameter:
-    drawn = torch.randn(length, width, generator=generator, dtype=torch.float64, device="cpu")
-    return nn.Parameter(drawn.to(**to))
 
 
 def _mlp(sizes: list[int], generator: torch.Generator, to: dict) -> nn.Sequential:
