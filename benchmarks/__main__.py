@@ -10,10 +10,16 @@ import torch
 from tabulate import tabulate
 from tqdm import tqdm
 
-from benchmarks import categories, codes, gradients
+from benchmarks import categories, codes, gradients, lora, nf4
 from benchmarks.timing import REPEATS, Case, Timing, compare
 
-CASES: tuple[Case, ...] = gradients.CASES + categories.CASES + codes.CASES
+CASES: tuple[Case, ...] = (
+    *gradients.CASES,
+    *categories.CASES,
+    *codes.CASES,
+    *lora.CASES,
+    *nf4.CASES,
+)
 
 
 def table(cases: list[tuple[Case, Timing]]) -> str:

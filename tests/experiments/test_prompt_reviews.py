@@ -113,7 +113,7 @@ def fits(monkeypatch):
 
     def fit(model, *arguments):
         seen.append((model, *arguments))
-        return tuning.Course([4.0, 1.0, 2.0, 6.0], [], 0.25)
+        return tuning.Course([4.0, 1.0, 2.0, 6.0], 0.25)
 
     monkeypatch.setattr(tuning, "fit", fit)
     return seen
@@ -169,7 +169,7 @@ def test_a_way_puts_the_right_things_in_the_right_places(tiny):
     for name, rank, parts in (("lora 1", 1, ["value"]), ("lora 6", 6, ["query", "value"])):
         layers = found(name)
         assert list(layers) == [f"reader.encoder.{p}.{part}" for p in every for part in parts]
-        assert all(layer.a.shape == (rank, TINY) for layer in layers.values())
+        assert all(layer.A.shape == (rank, TINY) for layer in layers.values())
         assert {layer.scaling for layer in layers.values()} == {1.0}
     for name, reader in (("prefix", "reader.encoder."), ("deep", "encoder.")):
         layers = found(name)
@@ -304,7 +304,7 @@ def test_a_frozen_number_that_moves_is_seen(name, tiny, sentences, monkeypatch):
         def fit(model, *_, chosen=chosen):
             with torch.no_grad():
                 model.get_parameter(chosen).view(-1)[-1] += 1e-3
-            return tuning.Course([1.0], [], 0.0)
+            return tuning.Course([1.0], 0.0)
 
         monkeypatch.setattr(tuning, "fit", fit)
         found = experiment.tuned(WAYS[name], sentences(4), sentences(4), 0, 1e-3)[1]

@@ -71,7 +71,7 @@ def fits(monkeypatch):
 
     def fit(*arguments):
         seen.append(arguments)
-        return tuning.Course([1.0], [], 0.25)
+        return tuning.Course([1.0], 0.25)
 
     monkeypatch.setattr(completion, "fit", fit)
     return seen

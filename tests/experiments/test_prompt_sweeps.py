@@ -79,7 +79,7 @@ def test_the_starts_are_those_of_their_names(tiny):
 
 
 def test_a_start_is_found_again(tiny, sentences, monkeypatch):
-    monkeypatch.setattr(tuning, "fit", lambda *_: tuning.Course([1.0], [], 0.0))
+    monkeypatch.setattr(tuning, "fit", lambda *_: tuning.Course([1.0], 0.0))
     for way in experiment.STARTS.values():
         model, _ = prompt_reviews.tuned(way, sentences(4), sentences(4), 3, 1e-2)
         start = experiment._start(way, 3)

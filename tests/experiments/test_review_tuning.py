@@ -109,7 +109,7 @@ def fits(monkeypatch):
 
     def fit(model, *arguments):
         seen.append((model, *arguments))
-        return tuning.Course([4.0, 1.0, 2.0, 6.0], [], 0.25)
+        return tuning.Course([4.0, 1.0, 2.0, 6.0], 0.25)
 
     monkeypatch.setattr(tuning, "fit", fit)
     return seen
@@ -229,7 +229,7 @@ def test_a_frozen_number_that_moves_is_seen(name, tiny_encoder, sentences, monke
             inner = getattr(model, "model", model)
             with torch.no_grad():
                 inner.get_parameter(chosen).view(-1)[-1] += 1e-3
-            return tuning.Course([1.0], [], 0.0)
+            return tuning.Course([1.0], 0.0)
 
         monkeypatch.setattr(tuning, "fit", fit)
         found = experiment.tuned(name, sentences(4), sentences(4), 0, 1e-3, 1)[1]

@@ -130,7 +130,7 @@ def test_new_things_stand_where_they_should():
     assert places("prefix", PrefixSelfAttention) == {"self_attn"}
     assert places("lora", LoRALinear) == {"self_attn.q_proj", "self_attn.v_proj"}
     layer = prepared("lora").decoder.model.layers[0].self_attn.q_proj
-    assert (layer.a.shape[0], layer.scaling) == (2, 2.0)
+    assert (layer.A.shape[0], layer.scaling) == (2, 2.0)
 
 
 def test_a_prompt_starts_from_tokens_without_repeats():
@@ -198,7 +198,7 @@ def test_a_frozen_number_that_moves_is_seen(name, which, monkeypatch):
     def fit(model, *_):
         with torch.no_grad():
             [p for p in model.parameters() if not p.requires_grad][which].view(-1)[-1] += 1e-3
-        return tuning.Course([1.0], [], 0.0)
+        return tuning.Course([1.0], 0.0)
 
     monkeypatch.setattr(completion, "fit", fit)
     words, rows, test = experiment.drawn(0, experiment.Scale(2, 1))
@@ -210,7 +210,7 @@ def test_a_training_has_its_records_its_rate_and_the_order_of_its_seed(monkeypat
 
     def fit(*arguments):
         seen.append(arguments)
-        return tuning.Course([4.0, 1.0, 2.0, 6.0, 7.0], [], 0.25)
+        return tuning.Course([4.0, 1.0, 2.0, 6.0, 7.0], 0.25)
 
     monkeypatch.setattr(completion, "fit", fit)
     words, rows, test = experiment.drawn(3, experiment.Scale(8, 1))

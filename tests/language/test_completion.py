@@ -1,18 +1,16 @@
 """Examples token by token, training against AdamW written out, measures and texts."""
 
 import copy
-import io
 import math
 
 import pytest
 import tokenizers
 import torch
-from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from gradbook.language import completion, tuning
+from gradbook.language import completion, descent, schedule
 from gradbook.language.completion import Examples, PromptedDecoder
-from gradbook.language.tuning import Setting
+from gradbook.language.descent import Setting
 from gradbook.peft.prompts import SoftPrompt
 
 LETTERS = "abcdefghijklmno"
@@ -117,9 +115,9 @@ def test_a_step_is_adamws_written_out():
     start = model.prompt.vectors.detach().clone().requires_grad_()
     loss = PromptedDecoder(model.decoder, lambda: start).loss(*examples)
     slope = torch.autograd.grad(loss, start)[0]
-    slope = slope / max(1.0, slope.norm().item() / tuning.LARGEST_NORM)
+    slope = slope / max(1.0, slope.norm().item() / descent.LARGEST_NORM)
     rate = 0.1
-    expected = start - rate * tuning.DECAY * start - rate * slope / (slope.abs() + 1e-8)
+    expected = start - rate * descent.DECAY * start - rate * slope / (slope.abs() + 1e-8)
     course = completion.fit(model, examples, Setting(epochs=1, batch=4, rate=rate), 0)
     assert course.losses == [pytest.approx(loss.item(), rel=1e-6)]
     # clip_grad_norm_ adds 1e-6 to the norm, and the first step forgets the size of a slope.
@@ -137,7 +135,7 @@ def test_a_large_gradient_is_clipped():
     completion.step(model, optimizer, examples)
     norm = sum(p.grad.square().sum() for p in model.parameters()).sqrt()
     # clip_grad_norm_ adds 1e-6 to the norm that it divides by.
-    assert norm.item() == pytest.approx(tuning.LARGEST_NORM, rel=1e-6)
+    assert norm.item() == pytest.approx(descent.LARGEST_NORM, rel=1e-6)
 
 
 def test_steps_start_from_no_old_gradient():
@@ -160,7 +158,7 @@ def test_everything_that_may_train_does():
 def test_the_rate_follows_the_schedule_and_every_row_comes_once_a_pass(monkeypatch):
     rates, seen = [], []
 
-    def step(model, optimizer, batch):
+    def step(model, optimizer, batch, penalty):
         rates.extend({group["lr"] for group in optimizer.param_groups})
         seen.append(batch)
         return 0.5
@@ -169,8 +167,7 @@ def test_the_rate_follows_the_schedule_and_every_row_comes_once_a_pass(monkeypat
     examples = pairs(7)
     course = completion.fit(tiny(), examples, Setting(epochs=2, batch=3, rate=2.0), 0)
     assert course.losses == [0.5] * 6
-    assert course.accuracy == []
-    assert rates == [2.0 * tuning.share(i, 6) for i in range(6)]
+    assert rates == [2.0 * schedule.share(i, 6) for i in range(6)]
     for part in (seen[:3], seen[3:]):
         found = sorted(
             ids[mask == 1].tolist() for few in part for ids, mask in zip(*few[:2], strict=True)
@@ -188,22 +185,45 @@ def test_a_seed_repeats_a_training_and_another_does_not():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_seconds_are_those_of_a_step(monkeypatch):
-    class Clock:
-        now = 0.0
+def test_a_penalty_adds_its_gradient_and_the_loss_comes_back_without_it():
+    examples, models = pairs(4), (tiny(frozen=True), tiny(frozen=True))
+    for model in models:
+        with torch.no_grad():
+            # A small slope of everything is not clipped.
+            model.decoder.model.norm.weight.mul_(1e-3)
+    plain, other = (model.prompt.vectors for model in models)
+    start = other.detach().clone()
+    losses = [
+        completion.step(model, torch.optim.SGD([model.prompt.vectors], 1e-3), examples, penalty)
+        for model, penalty in zip(models, (None, lambda: 0.01 * other.square().sum()), strict=True)
+    ]
+    assert losses[0] == losses[1]
+    assert 0 < other.grad.norm() < 1
+    torch.testing.assert_close(other.grad, plain.grad + 0.02 * start, rtol=1e-9, atol=1e-12)
 
-        def perf_counter(self):
-            return self.now
 
-    clock = Clock()
+def test_a_training_takes_an_optimizer_a_penalty_and_what_comes_after():
+    model, seen = tiny(frozen=True), []
 
-    def step(*_):
-        clock.now += 2
-        return 1.0
+    def penalty():
+        seen.append("penalty")
+        return 1e3 * model.prompt.vectors.square().sum()
 
-    monkeypatch.setattr(completion, "time", clock)
-    monkeypatch.setattr(completion, "step", step)
-    assert completion.fit(tiny(), pairs(), Setting(epochs=2, batch=3), 0).seconds == 2
+    def after():
+        # Clipped to its largest norm, which the penalty's slope alone exceeds.
+        seen.append(round(model.prompt.vectors.grad.norm().item(), 4))
+
+    def optimizer(network, rate):
+        assert network is model
+        return torch.optim.SGD([network.prompt.vectors], rate)
+
+    start, setting = model.prompt.vectors.detach().clone(), Setting(epochs=2, batch=4, rate=0.1)
+    course = completion.fit(model, pairs(7), setting, 0, optimizer, penalty, after)
+    assert seen == ["penalty", descent.LARGEST_NORM] * 4
+    assert len(course.losses) == 4
+    # Steps of 0.1, 0.075, 0.05 and 0.025 along a slope of norm 1 that points away from 0.
+    gone = start.norm() - model.prompt.vectors.norm()
+    assert gone.item() == pytest.approx(0.25, abs=1e-3)
 
 
 def test_a_rule_is_learned_and_then_followed():
@@ -260,23 +280,6 @@ def test_a_completion_ends_before_its_first_end(monkeypatch):
     assert completion.completions(tiny(), TOKENIZER, ["a", "b", "c"], 3, 3) == ["b", "cde", ""]
 
 
-def test_a_bar_counts_the_steps_and_goes(monkeypatch):
-    bars = []
-
-    class Bar(tqdm):
-        def __init__(self, **given):
-            self.asked = given
-            super().__init__(**given | {"disable": False, "file": io.StringIO()})
-            bars.append(self)
-
-    monkeypatch.setattr(completion, "tqdm", Bar)
-    completion.fit(tiny(), pairs(), Setting(epochs=2, batch=3), 0)
-    (bar,) = bars
-    assert (bar.total, bar.n) == (6, 6)
-    assert bar.asked["disable"] is None
-    assert bar.asked["leave"] is False
-
-
 def test_a_gradient_that_is_not_finite_ends_the_training():
     model = tiny()
     with torch.no_grad():
@@ -311,7 +314,6 @@ def test_what_does_not_fit_is_named():
         (fit(rate=0.0), "setting: rate"),
         (fit(rate=math.nan), "setting: rate"),
         (fit(rate=math.inf), "setting: rate"),
-        (fit(patience=1), "setting: patience"),
         (fit(rows=none), "examples: "),
         (fit(rows=left), "mask: every row must be ones"),
         (fit(network=tiny().requires_grad_(False)), "model: "),

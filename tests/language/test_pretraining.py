@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gradbook.language import plays, pretraining, small_decoders
+from gradbook.language.descent import DECAY, LARGEST_NORM
 from gradbook.language.pretraining import Settings
 from gradbook.language.small_decoders import Size
-from gradbook.language.tuning import DECAY, LARGEST_NORM
 
 TINY = Size("tiny", 8, 1, 2)
 VERSE = "the then thee there other, the moth. the the\nthe heath " * 40

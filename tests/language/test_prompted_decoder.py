@@ -214,7 +214,7 @@ def test_lora_inside_the_decoder_trains_alone():
     model, (ids, mask) = PromptedDecoder(decoder, None), rows([5, 4])
     model.loss(ids, mask, ids.where(mask == 1, -100)).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert reached == {name for name, _ in model.named_parameters() if name[-2:] in (".a", ".b")}
+    assert reached == {name for name, _ in model.named_parameters() if name[-2:] in (".A", ".B")}
     assert len(reached) == 8
 
 

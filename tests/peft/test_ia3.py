@@ -87,6 +87,32 @@ def test_value_and_gradients_are_those_of_the_formula(kind, make):
 
 @pytest.mark.parametrize("kind", [ia3.Scaled, ia3.ScaledInput])
 @pytest.mark.parametrize("make", LAYERS_OF)
+def test_outputs_gradients_and_merged_weights_are_the_librarys(kind, make):
+    layer, feed_forward = make(), ["0"] if kind is ia3.ScaledInput else []
+    config = peft.IA3Config(
+        target_modules=["0"], feedforward_modules=feed_forward, fan_in_fan_out=make is conv
+    )
+    theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(layer)), config).double()
+    other, module = theirs.base_model.model[0], kind(layer)
+    with torch.no_grad():
+        module.scale.copy_(normal(len(module.scale), seed=9))
+        other.ia3_l["default"].copy_(module.scale.view_as(other.ia3_l["default"]))
+    x, cotangent, results = normal(4, 5, seed=7).requires_grad_(), normal(4, 3, seed=8), []
+    for made, scale, inner in (
+        (module, module.scale, layer),
+        (other, other.ia3_l["default"], other.base_layer),
+    ):
+        output = made(x)
+        by_x, by_scale = torch.autograd.grad((output * cotangent).sum(), (x, scale))
+        made.merge()
+        left = [part.detach() for part in inner.parameters()]
+        results.append((output.detach(), by_x, by_scale.flatten(), *left))
+    for ours, its in zip(*results, strict=True):
+        torch.testing.assert_close(ours, its, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [ia3.Scaled, ia3.ScaledInput])
+@pytest.mark.parametrize("make", LAYERS_OF)
 @settings(max_examples=15)
 @given(seed=st.integers(0, 1000))
 def test_merged_layer_gives_the_same_outputs(kind, make, seed):

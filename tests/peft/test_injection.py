@@ -6,6 +6,7 @@ import hashlib
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize, prune
 from transformers.pytorch_utils import Conv1D
 
 from gradbook.peft import injection
@@ -353,6 +354,33 @@ def test_a_refused_make_leaves_the_model_alone(plain, failing):
     assert flags(plain) == were
 
 
+class Freezing(nn.Module):
+    """Freezes the layer that it is given, as LoRA does."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_refused_make_that_froze_layers_has_them_trained_again(plain, failing):
+    for i, parameter in enumerate(plain.parameters()):
+        parameter.requires_grad_(i % 3 != 1)
+    calls = []
+
+    def make(module):
+        calls.append(Freezing(module))
+        if len(calls) == 3 and failing:
+            raise KeyError("not this one")
+        return calls[-1] if len(calls) < 3 else "no module"
+
+    modules, were = list(plain.named_modules()), flags(plain)
+    with pytest.raises(KeyError if failing else ValueError, match="not this one|^make: "):
+        injection.inject(plain, named(ATTENTION), make)
+    assert list(plain.named_modules()) == modules
+    assert flags(plain) == were
+
+
 def test_nothing_found_is_refused_and_freezes_nothing(plain):
     were = flags(plain)
     with pytest.raises(ValueError, match=r"^where: "):
@@ -381,6 +409,26 @@ BAD = [
     (lambda: injection.matrix(nn.Conv1d(2, 3, 1)), "layer: must be linear"),
     (lambda: injection.matrix(nn.Embedding(2, 3)), "layer: must be linear"),
     (lambda: injection.matrix(quantized()), "layer: must have floating"),
+    (lambda: injection.matrix(Doubled(5, 3)), "layer: must be linear, got Doubled"),
+    (lambda: injection.matrix(doubled_conv()), "layer: must be linear, got Conv1D"),
+    (
+        lambda: injection.matrix(computed(linear(), nn.utils.parametrizations.weight_norm)),
+        "layer: must hold its weights itself",
+    ),
+    (
+        lambda: injection.matrix(computed(linear(), nn.utils.parametrizations.spectral_norm)),
+        "layer: must hold its weights itself",
+    ),
+    (
+        lambda: injection.matrix(
+            computed(
+                linear(),
+                lambda layer: parametrize.register_parametrization(layer, "bias", Doubling()),
+            )
+        ),
+        "layer: must hold its weights itself",
+    ),
+    (lambda: injection.matrix(computed(linear(), pruned)), "layer: must hold its weights itself"),
     (
         lambda: injection.require_input(torch.ones(2, 1).double(), linear()),
         "x: must be \\[\\.\\.\\., 3",
@@ -391,6 +439,39 @@ BAD = [
     ),
     (lambda: injection.require_input(torch.ones(2, 3), linear()), "x: must be torch.float64"),
 ]
+
+
+def computed(layer, wrap):
+    wrap(layer)
+    return layer
+
+
+def pruned(layer):
+    prune.identity(layer, "weight")
+
+
+class Doubling(nn.Module):
+    def forward(self, bias):
+        return 2 * bias
+
+
+class Doubled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Renamed(nn.Linear):
+    """Does what a linear layer does."""
+
+
+def doubled_conv():
+    kind = type("Conv1D", (Conv1D,), {"forward": lambda self, x: 2 * Conv1D.forward(self, x)})
+    return kind(3, 5)
+
+
+def test_a_class_with_the_same_forward_pass_is_taken():
+    layer = Renamed(5, 3)
+    assert injection.matrix(layer) is layer.weight
 
 
 def quantized():

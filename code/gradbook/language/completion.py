@@ -5,20 +5,17 @@ target's tokens and of the mark that ends it. A batch is B rows of T tokens, a p
 of the decoder's width e. What trains is whatever has ``requires_grad``.
 """
 
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from gradbook.devices import device
+from gradbook.language.descent import Build, Course, Setting, adamw, descend, require_setting, run
 from gradbook.language.encoder import Tokens
 from gradbook.language.prompted_decoder import PromptedDecoder, require_right
-from gradbook.language.schedule import batches, share
-from gradbook.language.tuning import Course, Setting, adamw, descend, scale
 from gradbook.peft.prompts import IGNORED
 from gradbook.priors.grids import require_sizes
 
@@ -103,20 +100,30 @@ def sources_to_complete(tokenizer: PreTrainedTokenizerFast, sources: Sequence[st
     return Tokens(_matrix(ids), _matrix(mask))
 
 
-def fit(model: PromptedDecoder, examples: Examples, setting: Setting, seed: int) -> Course:
+def fit(
+    model: PromptedDecoder,
+    examples: Examples,
+    setting: Setting,
+    seed: int,
+    optimizer: Build = adamw,
+    penalty: Callable[[], Tensor] | None = None,
+    after: Callable[[], None] | None = None,
+) -> Course:
     """Train a prompted decoder in place.
 
     Args:
         model: whatever in it, or in its prompt, has ``requires_grad``
             trains.
         examples: n of them.
-        setting: how long and how fast; there is no accuracy here and so
-            no patience.
+        setting: how long and how fast.
         seed: of the order of the rows.
+        optimizer: as for :func:`gradbook.language.tuning.fit`.
+        penalty: likewise.
+        after: likewise.
 
     Returns:
-        The mean nats of each step's labelled tokens, before the step, and
-        seconds of a step; no accuracies.
+        The mean nats of each step's labelled tokens, before the step and
+        without the penalty, and seconds of a step.
 
     Raises:
         ValueError: if the setting or the examples make no sense, or nothing
@@ -125,38 +132,39 @@ def fit(model: PromptedDecoder, examples: Examples, setting: Setting, seed: int)
 
     Source: as :func:`gradbook.language.tuning.fit`.
     """
-    _require_setting(setting)
+    require_setting(setting)
     _require_examples(examples)
-    optimizer = adamw(model, setting.rate)
-    generator = torch.Generator("cpu").manual_seed(seed)
-    lengths = examples.mask.sum(1).cpu()
-    steps = setting.epochs * -(-len(lengths) // setting.batch)
-    losses, start = [], time.perf_counter()
-    with tqdm(total=steps, leave=False, disable=None) as bar:
-        for _ in range(setting.epochs):
-            for rows in batches(lengths, setting.batch, generator):
-                scale(optimizer, setting.rate * share(len(losses), steps))
-                losses.append(step(model, optimizer, cut(examples, rows)))
-                bar.update()
-    return Course(losses, [], (time.perf_counter() - start) / steps)
+    built = optimizer(model, setting.rate)
+
+    def work(rows: Tensor) -> float:
+        return step(model, built, cut(examples, rows), penalty)
+
+    return run(work, built, examples.mask.sum(1).cpu(), setting, seed, after)
 
 
-def step(model: PromptedDecoder, optimizer: torch.optim.Optimizer, batch: Examples) -> float:
+def step(
+    model: PromptedDecoder,
+    optimizer: torch.optim.Optimizer,
+    batch: Examples,
+    penalty: Callable[[], Tensor] | None = None,
+) -> float:
     """Take one step along the clipped gradient of the mean loss of a batch.
 
     Args:
         model: with something that trains.
         optimizer: of what trains in it.
         batch: the examples.
+        penalty: as for :func:`gradbook.language.tuning.fit`.
 
     Returns:
-        The loss before the step, in nats per labelled token.
+        The loss before the step, in nats per labelled token, without the
+        penalty.
 
     Raises:
         ValueError: as :meth:`gradbook.language.prompted_decoder.PromptedDecoder.loss`.
         RuntimeError: if the gradient is not finite.
     """
-    return descend(optimizer, model.loss(*batch))
+    return descend(optimizer, model.loss(*batch), penalty)
 
 
 def cut(examples: Examples, rows: Tensor) -> Examples:
@@ -283,11 +291,3 @@ def _matrix(rows: list[list[int]]) -> Tensor:
 def _require_examples(examples: Examples) -> None:
     require_sizes(examples=len(examples.ids))
     require_right(examples.mask)
-
-
-def _require_setting(setting: Setting) -> None:
-    require_sizes(epochs=setting.epochs, batch=setting.batch)
-    if not 0 < setting.rate < float("inf"):
-        raise ValueError(f"setting: rate must be positive and finite, got {setting.rate}")
-    if setting.patience is not None:
-        raise ValueError(f"setting: patience must be None here, got {setting.patience}")

@@ -15,8 +15,8 @@ from transformers import LlamaForCausalLM
 
 from gradbook.checks import require, require_finite
 from gradbook.language import plays
+from gradbook.language.descent import adamw, descend, scale
 from gradbook.language.schedule import share
-from gradbook.language.tuning import adamw, descend, scale
 from gradbook.priors.grids import require_sizes
 
 # Windows at the end of a text that no decoder is trained on.

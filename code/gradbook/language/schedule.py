@@ -1,4 +1,4 @@
-"""When a training does what: the order of the rows, the step size of each step, and when to stop."""
+"""When a training does what: the order of the rows, and the step size of each step."""
 
 import torch
 from torch import Tensor
@@ -57,21 +57,3 @@ def batches(lengths: Tensor, batch: int, generator: torch.Generator) -> list[Ten
         cut += by_length.split(batch)
     places = torch.randperm(len(cut), generator=generator, device="cpu")
     return [cut[place] for place in places.tolist()]
-
-
-def stalled(accuracies: list[float], patience: int | None) -> bool:
-    """Say whether the last epochs have brought no better accuracy.
-
-    Args:
-        accuracies: after each epoch.
-        patience: how many epochs in a row may bring nothing; None is any
-            number.
-
-    Returns:
-        True if the best one is ``patience`` epochs old; the first of equal
-        ones is the best.
-    """
-    if patience is None or not accuracies:
-        return False
-    best = accuracies.index(max(accuracies))
-    return len(accuracies) - 1 - best >= patience

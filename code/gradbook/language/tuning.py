@@ -5,53 +5,16 @@ A model is called as ``model(ids, mask)`` and returns logits, [B, C]. What train
 the CPU. The model's mode is left as it is; the book's classifiers have no dropout.
 """
 
-import time
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from gradbook.checks import require
+from gradbook.language.descent import Build, Course, Setting, adamw, descend, require_setting, run
 from gradbook.language.encoder import Tokens, trimmed
-from gradbook.language.schedule import batches, share, stalled
-
-DECAY = 0.01
-LARGEST_NORM = 1.0
-
-
-class Setting(NamedTuple):
-    """How to train.
-
-    Attributes:
-        epochs: passes over the rows.
-        batch: rows of a step; the last of a pass may have fewer.
-        rate: AdamW's largest step size.
-        patience: after how many epochs in a row without a better accuracy
-            on the held-out rows to stop; None never stops.
-    """
-
-    epochs: int = 2
-    batch: int = 16
-    rate: float = 1e-4
-    patience: int | None = None
-
-
-class Course(NamedTuple):
-    """What a training showed.
-
-    Attributes:
-        losses: of each step's batch, before the step, in nats.
-        accuracy: on the held-out rows, after each epoch; empty without
-            such rows.
-        seconds: of a step, without the measures.
-    """
-
-    losses: list[float]
-    accuracy: list[float]
-    seconds: float
 
 
 def fit(
@@ -60,7 +23,9 @@ def fit(
     labels: Tensor,
     setting: Setting,
     seed: int,
-    held_out: tuple[Tokens, Tensor] | None = None,
+    optimizer: Build = adamw,
+    penalty: Callable[[], Tensor] | None = None,
+    after: Callable[[], None] | None = None,
 ) -> Course:
     """Train a model in place.
 
@@ -70,40 +35,26 @@ def fit(
         labels: [n] int64.
         setting: how long and how fast.
         seed: of the order of the rows.
-        held_out: tokens and labels to measure the accuracy on.
+        optimizer: builds it of a model and a rate; its groups keep the
+            ratios of their step sizes to the rate.
+        penalty: a number that is added to the loss of each step.
+        after: called after each step, with its clipped gradients there.
 
     Returns:
-        Losses, accuracies and seconds. The weights are those of the last
-        epoch, also after an early stop.
+        Losses, without the penalty, and seconds.
 
     Raises:
         ValueError: if the setting or the labels make no sense, there are
-            no rows, or nothing in the model is trainable.
+            no rows, or nothing is trainable.
         RuntimeError: if a gradient is not finite.
 
-    Source: Loshchilov and Hutter 2019, algorithm 2 (AdamW); Devlin et al.
-    2019, appendix A.2 (warm-up and linear decay).
+    Source: Devlin et al. 2019, appendix A.2: warm-up and linear decay.
     """
-    _require_setting(setting, held_out is not None)
+    require_setting(setting)
     _require_rows(tokens, labels)
-    optimizer = adamw(model, setting.rate)
-    generator = torch.Generator().manual_seed(seed)
-    lengths = tokens.mask.sum(1).cpu()
-    steps = setting.epochs * -(-len(labels) // setting.batch)
-    losses, accuracies, seconds = [], [], 0.0
-    with tqdm(total=steps, leave=False, disable=None) as bar:
-        for _ in range(setting.epochs):
-            start = time.perf_counter()
-            for rows in batches(lengths, setting.batch, generator):
-                scale(optimizer, setting.rate * share(len(losses), steps))
-                losses.append(step(model, optimizer, tokens, labels, rows.to(labels.device)))
-                bar.update()
-            seconds += time.perf_counter() - start
-            if held_out is not None:
-                accuracies.append(accuracy(model, *held_out, setting.batch))
-            if stalled(accuracies, setting.patience):
-                break
-    return Course(losses, accuracies, seconds / len(losses))
+    built = optimizer(model, setting.rate)
+    work = partial(step, model, built, tokens, labels, penalty=penalty)
+    return run(work, built, tokens.mask.sum(1).cpu(), setting, seed, after)
 
 
 def step(
@@ -112,6 +63,7 @@ def step(
     tokens: Tokens,
     labels: Tensor,
     rows: Tensor,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> float:
     """Take one step along the clipped gradient of the mean loss of some rows.
 
@@ -120,77 +72,20 @@ def step(
         optimizer: of what trains in it.
         tokens: ids and mask, [n, T].
         labels: [n] int64.
-        rows: indices [B].
+        rows: indices [B], on any device.
+        penalty: as for :func:`fit`.
 
     Returns:
-        The loss before the step, in nats.
+        The loss before the step, in nats, without the penalty.
 
     Raises:
         ValueError: if a label is no class.
         RuntimeError: if the gradient is not finite.
     """
+    rows = rows.to(labels.device)
     logits = model(*trimmed(tokens, rows))
     _require_classes(labels[rows], logits)
-    return descend(optimizer, _losses(logits, labels[rows]).mean())
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> float:
-    """Take one step along the clipped gradient of a loss.
-
-    Args:
-        optimizer: of what trains.
-        loss: a number that depends on it.
-
-    Returns:
-        The loss before the step.
-
-    Raises:
-        RuntimeError: if the gradient is not finite.
-    """
-    optimizer.zero_grad()
-    loss.backward()
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(trained, LARGEST_NORM, error_if_nonfinite=True)
-    optimizer.step()
-    return loss.item()
-
-
-def adamw(model: nn.Module, rate: float) -> torch.optim.AdamW:
-    """Build the optimizer of what trains in a model.
-
-    Weights decay if they are matrices. Biases and norms do not, nor does
-    any other vector: it has few numbers, and for a scale 0 is no
-    neutral value.
-
-    Args:
-        model: of which the parameters with ``requires_grad`` train.
-        rate: the step size.
-
-    Returns:
-        AdamW with decay 0.01 for matrices and 0 for vectors.
-
-    Raises:
-        ValueError: if nothing in the model is trainable.
-    """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError("model: must have a parameter that requires a gradient")
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": DECAY},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=rate)
-
-
-def scale(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the step size of all of an optimizer's groups.
-
-    Args:
-        optimizer: any.
-        rate: the step size.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    return descend(optimizer, _losses(logits, labels[rows]).mean(), penalty)
 
 
 @torch.no_grad()
@@ -283,15 +178,3 @@ def _require_rows(tokens: Tokens, labels: Tensor) -> None:
 
 def _require_classes(labels: Tensor, logits: Tensor) -> None:
     require(labels < logits.shape[1], f"labels: must be less than {logits.shape[1]}")
-
-
-def _require_setting(setting: Setting, measured: bool) -> None:
-    for name in ("epochs", "batch"):
-        if getattr(setting, name) < 1:
-            raise ValueError(f"setting: {name} must be at least 1, got {getattr(setting, name)}")
-    if not 0 < setting.rate < float("inf"):
-        raise ValueError(f"setting: rate must be positive and finite, got {setting.rate}")
-    if setting.patience is not None and setting.patience < 1:
-        raise ValueError(f"setting: patience must be at least 1, got {setting.patience}")
-    if setting.patience is not None and not measured:
-        raise ValueError("setting: patience needs held-out rows")

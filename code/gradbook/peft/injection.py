@@ -91,8 +91,7 @@ class Injection:
             raise RuntimeError("undo: other modules are in the model than the injection left")
         for place in self._places:
             setattr(place.parent, place.key, place.module)
-        for held in self._before:
-            held.tensor.requires_grad_(held.trained)
+        _restore(self._before)
 
 
 def inject(model: nn.Module, where: Where, make: Make) -> Injection:
@@ -100,7 +99,8 @@ def inject(model: nn.Module, where: Where, make: Make) -> Injection:
 
     Every parameter that is there is frozen, what an earlier injection added included. What ``make``
     adds is trainable, unless ``make`` freezes it, and starts in the mode, training or evaluation,
-    of the module it replaces. If anything is refused, the model is as before.
+    of the module it replaces. If anything is refused, modules and what is trained are as before;
+    values that ``make`` has written into the model stay.
 
     Args:
         model: changed in place.
@@ -117,13 +117,12 @@ def inject(model: nn.Module, where: Where, make: Make) -> Injection:
             module.
     """
     chosen = places(model, where)
-    before, modules = _held(model), set(model.modules())
-    made = {module: make(module) for module in dict.fromkeys(place.module for place in chosen)}
-    for module, new in made.items():
-        if not isinstance(new, nn.Module):
-            raise ValueError(f"make: must return a module, got {type(new).__name__}")
-        for added in set(new.modules()) - modules:
-            added.training = module.training
+    before = _held(model)
+    try:
+        made = _made(chosen, make, set(model.modules()))
+    except BaseException:
+        _restore(before)
+        raise
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for place in chosen:
@@ -174,15 +173,20 @@ def matrix(layer: nn.Module) -> Tensor:
         The weights or a transposed view: writing into it changes the layer.
 
     Raises:
-        ValueError: if the layer is neither, or its weights are not floating numbers.
+        ValueError: if the layer is neither, or of a class that has a forward pass of its own; if
+            its weights are computed, as by ``torch.nn.utils.parametrizations``: what is written
+            into them would be lost; or if they are not floating numbers.
     """
-    if isinstance(layer, nn.Linear):
-        weight = layer.weight
-    # By what it has, so that nothing here imports transformers.
-    elif type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):
-        weight = layer.weight.T
-    else:
-        raise ValueError(f"layer: must be linear, got {type(layer).__name__}")
+    kind = type(layer)
+    # By what it has, so that nothing here imports transformers. Only the first of that name stands
+    # right upon Module, not what is derived from it.
+    transposed = kind.__name__ == "Conv1D" and kind.__bases__ == (nn.Module,)
+    if getattr(kind, "forward", None) is not nn.Linear.forward and not transposed:
+        raise ValueError(f"layer: must be linear, got {kind.__name__}")
+    # Looked up where modules keep them: this is asked in every forward pass.
+    if layer._parameters.get("weight") is None or "parametrizations" in layer._modules:
+        raise ValueError(f"layer: must hold its weights itself, got {kind.__name__}")
+    weight = layer.weight.T if transposed else layer.weight
     if not weight.is_floating_point():
         raise ValueError(f"layer: must have floating weights, got {weight.dtype}")
     return weight
@@ -213,6 +217,21 @@ def _walk(parent: nn.Module, where: Where, prefix: str = "") -> Iterator[Place]:
             yield Place(parent, key, prefix + key, module)
         else:
             yield from _walk(module, where, f"{prefix}{key}.")
+
+
+def _made(chosen: list[Place], make: Make, modules: set[nn.Module]) -> dict[nn.Module, nn.Module]:
+    made = {module: make(module) for module in dict.fromkeys(place.module for place in chosen)}
+    for module, new in made.items():
+        if not isinstance(new, nn.Module):
+            raise ValueError(f"make: must return a module, got {type(new).__name__}")
+        for added in set(new.modules()) - modules:
+            added.training = module.training
+    return made
+
+
+def _restore(before: list[Held]) -> None:
+    for held in before:
+        held.tensor.requires_grad_(held.trained)
 
 
 def _held(model: nn.Module) -> list[Held]:
