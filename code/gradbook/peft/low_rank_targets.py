@@ -78,8 +78,8 @@ def loss(delta: Tensor, product: Tensor, covariance: Tensor) -> Tensor:
 def best(delta: Tensor, covariance: Tensor, rank: int) -> Tensor:
     """Compute the matrix of a rank with the least loss (reduced rank).
 
-    The loss is ``|(D - M) C^{1/2}|^2 / 2``, least for M C^{1/2} the truncated
-    D C^{1/2}. If C is singular, M is zero on what no input has.
+    The loss is ``|(D - M) C^{1/2}|^2 / 2``, least where M C^{1/2} is the
+    truncated D C^{1/2}. If C is singular, M is zero on what no input has.
 
     Args:
         delta: D, [m, n].
