@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gradbook import records
-from gradbook.experiments import lora_place_rates, lora_reviews
+from gradbook.experiments import lora_place_rates
 from gradbook.experiments import lora_places as experiment
 from gradbook.experiments.lora_reviews import WAYS
 from gradbook.experiments.review_tuning import SHORT, TABLE
@@ -22,7 +22,6 @@ def calls(monkeypatch, tiny_movies):
         return None, {"late_loss": rate, "accuracy": 1 - rate, "log_loss": 2 * rate, "few": 0.5}
 
     monkeypatch.setattr(experiment, "tuned", tuned)
-    monkeypatch.setattr(lora_reviews, "tuned", tuned)
     return seen
 
 
@@ -45,26 +44,6 @@ def test_every_place_is_tuned_as_there_but_at_its_own_rate(calls, tiny_movies, m
     assert (way, seed, rate, epochs) == (WAYS["all 1"], 4, 1e-3, short.epochs)
     assert torch.equal(got.tokens.ids, few.tokens.ids)
     assert len(test.labels) == 64
-
-
-def test_both_rates_of_every_place_are_tried_on_the_sentences_set_aside(calls, tiny_movies):
-    rows = lora_place_rates.ROWS
-    assert rows == 480
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lora_place_rates, "ROWS", 32)
-        found = lora_place_rates.run(1_001)
-    expected = splits.drawn(tiny_movies.pool, 32, 11_001)
-    tried = [(n, r) for n in lora_place_rates.PLACES for r in lora_place_rates.RATES]
-    for (way, got, measured, seed, rate, epochs), (name, wanted) in zip(calls, tried, strict=True):
-        assert (way, seed, rate, epochs) == (WAYS[name], 1_001, wanted, lora_place_rates.EPOCHS)
-        assert torch.equal(got.labels, expected.labels)
-        assert measured is tiny_movies.choosing
-    for name in lora_place_rates.PLACES:
-        assert found[name] == {
-            "rates": list(lora_place_rates.RATES),
-            "accuracy": [1 - rate for rate in lora_place_rates.RATES],
-            "log_loss": [2 * rate for rate in lora_place_rates.RATES],
-        }
 
 
 def test_the_rates_are_those_of_the_best_accuracy():
