@@ -97,6 +97,14 @@ def test_zeros_and_tiny_numbers_are_no_special_case():
     assert indices[0, 1] == 7
 
 
+def test_the_scale_of_a_single_block_is_contiguous():
+    code = torch.linspace(-1, 1, 5, dtype=torch.float64)
+    _, absmax = blockwise.absmax_quantize(torch.ones(8, dtype=torch.float64), code, 8)
+    assert absmax.stride() == (1,)
+    # What is looked at as bytes must be.
+    assert absmax.view(torch.uint8).shape == (8,)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_short_floats_are_quantized_as_the_float32_that_they_are(dtype):
     w, code = normal(6, 8, dtype=dtype), levels(16).float()

@@ -183,6 +183,19 @@ def test_the_digest_reads_values_not_memory(plain):
     assert done.digest() == digest
 
 
+def test_a_number_that_was_cut_out_of_a_row_is_digested(plain):
+    found = []
+    for value in (torch.ones(8, 8)[:1, 0], torch.ones(1)):
+        model = copy.deepcopy(plain)
+        model.register_buffer("cut", value)
+        found.append(
+            injection.inject(
+                model, lambda name, m: isinstance(m, nn.Linear), copy.deepcopy
+            ).digest()
+        )
+    assert found[0] == found[1]
+
+
 def test_the_digest_follows_a_buffer_that_is_exchanged(plain):
     plain.register_buffer("seen", torch.tensor([3, 4]))
     done = injection.inject(plain, named(ATTENTION), Shifted)

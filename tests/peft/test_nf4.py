@@ -1,5 +1,6 @@
 """NF4: its table derived, and its bytes and values against bitsandbytes, to the bit."""
 
+from fractions import Fraction
 from statistics import NormalDist
 
 import pytest
@@ -224,3 +225,39 @@ def test_bad_bytes_are_refused():
         nf4.pack(torch.tensor([0, 16], dtype=torch.uint8))
     with pytest.raises(ValueError, match="packed: must be uint8"):
         nf4.unpack(packed.int())
+
+
+def test_the_end_of_nf4_is_that_of_the_rule():
+    end = nf4.end_offset(nf4.POSITIVE, nf4.NEGATIVE)
+    assert end == pytest.approx(float((Fraction(31, 32) + Fraction(29, 30)) / 2), rel=1e-15)
+    # The published one has seven digits, and cuts off the others.
+    assert int(end * 10**7) == round(nf4.OFFSET * 10**7)
+    assert 0 < end - nf4.OFFSET < 1e-7
+
+
+@settings(max_examples=25)
+@given(st.integers(1, 128), st.integers(1, 127))
+def test_the_end_is_the_middle_of_the_last_cells(positive, negative):
+    # Above 0 every level has a cell; below, 0 has half a one besides.
+    above = 1 - Fraction(1, 2) / positive / 2
+    below = 1 - Fraction(1, 2) / (negative + Fraction(1, 2)) / 2
+    end = nf4.end_offset(positive, negative)
+    assert end == pytest.approx(float((above + below) / 2), rel=1e-15)
+    code = nf4.quantile_code(positive, negative, end, torch.float64)
+    assert len(code) == positive + negative + 1
+    assert (code[0], code[negative], code[-1]) == (-1, 0, 1)
+
+
+def test_ends_of_short_codes():
+    assert nf4.end_offset(1, 1) == pytest.approx(19 / 24, rel=1e-15)
+    assert nf4.end_offset(2, 1) == pytest.approx(41 / 48, rel=1e-15)
+    assert nf4.end_offset(1, 2) == pytest.approx(33 / 40, rel=1e-15)
+    assert nf4.end_offset(4, 3) == pytest.approx(209 / 224, rel=1e-15)
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.0, True, "2"])
+def test_an_end_needs_levels_on_both_sides(bad):
+    with pytest.raises(ValueError, match="^positive: "):
+        nf4.end_offset(bad, 1)
+    with pytest.raises(ValueError, match="^negative: "):
+        nf4.end_offset(1, bad)

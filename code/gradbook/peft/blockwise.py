@@ -109,7 +109,7 @@ def absmax_quantize(
     require_code(code, arithmetic(w))
     midpoints = (code[1:] + code[:-1]) / 2
     indices = torch.empty_like(rows, dtype=torch.uint8)
-    absmax = torch.empty_like(rows[:, 0], dtype=code.dtype)
+    absmax = rows.new_empty(len(rows), dtype=code.dtype)
     for part in chunks(rows):
         x = rows[part].to(code.dtype)
         largest = absmax[part] = x.abs().amax(1)

@@ -158,6 +158,15 @@ class DoRALinear(LoRALinear):
         # Inside autocast the factor and the bias are wider than the products.
         return output.to(rows.dtype)
 
+    def change(self) -> Tensor:
+        """Compute what must be added to the weights, [out, in]: their rows are scaled, too.
+
+        Raises:
+            ValueError: as :meth:`merge`.
+        """
+        weights = self.weights()
+        return self._possible_factor()[:, None] * (weights + self.delta()) - weights
+
     @torch.no_grad()
     def merge(self) -> None:
         """Put the rows that the forward pass stands for in the place of those of W.
@@ -171,9 +180,7 @@ class DoRALinear(LoRALinear):
         """
         if self.merged:
             raise RuntimeError("merge: the layer is merged already")
-        factor = self.factor()
-        possible = (factor != 0) & factor.isfinite()
-        require(possible, "magnitude: must be finite and not zero, over norms that are not zero")
+        factor = self._possible_factor()
         super().merge()
         self.weights().mul_(factor[:, None])
         self.merged_factor = factor
@@ -192,3 +199,9 @@ class DoRALinear(LoRALinear):
         self.weights().div_(self.merged_factor[:, None])
         super().unmerge()
         self.merged_factor = None
+
+    def _possible_factor(self) -> Tensor:
+        factor = self.factor()
+        possible = (factor != 0) & factor.isfinite()
+        require(possible, "magnitude: must be finite and not zero, over norms that are not zero")
+        return factor

@@ -1,7 +1,7 @@
-"""Codes of four bits beside NF4: integers, floats, equal steps; and what each costs on weights.
+"""Codes of four bits beside NF4: integers, floats, equal spacing; and what each costs on weights.
 
 A *code* is a sorted list of levels in [-1, 1]; a block is divided by its largest absolute value,
-and each weight takes the nearest level. An *affine* code has equal steps from the least weight of a
+and each weight takes the nearest level. An *affine* code has levels equally spaced from the least weight of a
 block to the greatest, and so two constants per block where the others have one. Codes are float64.
 A *coder* takes weights and a block size and gives back what a code leaves of them.
 """
@@ -75,7 +75,7 @@ def e2m1_code() -> Tensor:
 
 
 def affine_quantize(w: Tensor, block_size: int, levels: int = 16) -> Affine:
-    """Take the nearest of equal steps from the least to the greatest of a block.
+    """Take the nearest of levels equally spaced from the least to the greatest of a block.
 
     A block of equal numbers has step 0 and index 0 everywhere.
 
@@ -149,7 +149,7 @@ def rounded(code: Tensor) -> Coder:
 
 
 def affine_rounded(w: Tensor, block_size: int) -> Tensor:
-    """Be the coder of 16 equal steps from the least of a block to the greatest.
+    """Be the coder of 16 levels equally spaced from the least of a block to the greatest.
 
     Args:
         w: of any shape.

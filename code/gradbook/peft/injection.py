@@ -74,7 +74,8 @@ class Injection:
         for tensor in tensors.values():
             if not tensor.requires_grad:
                 found.update(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-                flat = tensor.detach().cpu().contiguous().flatten()
+                # A single number cut out of a row counts as contiguous, but keeps its stride.
+                flat = tensor.detach().cpu().flatten().clone(memory_format=torch.contiguous_format)
                 found.update(flat.view(torch.uint8).numpy())
         return found.hexdigest()
 

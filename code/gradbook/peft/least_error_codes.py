@@ -33,7 +33,7 @@ LLOYD_STEPS = 30
 
 
 def least_squares_code(block: int, levels: int = 16) -> Tensor:
-    """Find the code with the least squared error of normal weights.
+    """Find a code whose squared error of normal weights no small change lowers.
 
     Every level is free, and is the mean of its cell, the square of the
     largest of a block being the weight: Lloyd-Max under the law of the
@@ -58,7 +58,7 @@ def least_squares_code(block: int, levels: int = 16) -> Tensor:
 
 
 def least_absolute_code(block: int, levels: int = 16) -> Tensor:
-    """Find the code with the least absolute error of normal weights.
+    """Find a code whose absolute error of normal weights no small change lowers.
 
     Every level is free, and is the median of its cell, the largest of a
     block being the weight.
@@ -82,8 +82,8 @@ def least_absolute_code(block: int, levels: int = 16) -> Tensor:
 def pinned_code(block: int, edges: Edges = midpoint_edges) -> Tensor:
     """Find 16 levels of which -1, 0 and 1 are given, and the others are medians of their cells.
 
-    With the cells that the nearest level makes, it has the least absolute
-    error of u, the weight over the largest, of all such codes.
+    With the cells that the nearest level makes, no small change of the
+    free levels lowers its absolute error of u, the weight over the largest.
 
     Args:
         block: n, at least 2.
@@ -106,8 +106,8 @@ def af4_code(block: int) -> Tensor:
 
     Its levels are medians, but those on both sides of 0 are medians of
     cells that end at 0, not half-way to it: as though 0 were an edge and
-    no level. So it is not the code of the least error that it stands for;
-    :func:`pinned_code` is.
+    no level. So small changes lower the error that it is made for;
+    :func:`pinned_code` has the nearest cells.
 
     Args:
         block: n, at least 2.

@@ -1,6 +1,7 @@
 """A frozen layer, and beside it an addition that its weights can take in."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,10 @@ class Mergeable(nn.Module, ABC):
     def delta(self) -> Tensor:
         """Compute what is added to the weights, [out, in]."""
 
+    def change(self) -> Tensor:
+        """Compute what must be added to the weights for the layer alone to do the same, [out, in]."""
+        return self.delta()
+
     @torch.no_grad()
     def merge(self) -> None:
         """Add what is learnt to the weights: it costs nothing any more.
@@ -67,6 +72,54 @@ class Mergeable(nn.Module, ABC):
             raise RuntimeError("unmerge: the layer is not merged")
         self.weights().sub_(self.delta())
         self.merged = False
+
+
+@torch.no_grad()
+def additions(model: nn.Module) -> dict[str, Tensor]:
+    """Compute what must be added to the weights of a model, as they are, to do the same alone.
+
+    Args:
+        model: with mergeable layers, none of them merged.
+
+    Returns:
+        By name of such a layer, the change of its weights, [out, in].
+
+    Raises:
+        RuntimeError: if a layer is merged: its addition is in its weights already.
+        ValueError: if there is none.
+    """
+    found = {n: m for n, m in model.named_modules() if isinstance(m, Mergeable)}
+    if not found:
+        raise ValueError("model: must have layers with additions, has none")
+    merged = [name for name, layer in found.items() if layer.merged]
+    if merged:
+        raise RuntimeError(f"additions: {merged[0]} is merged already")
+    return {name: layer.change() for name, layer in found.items()}
+
+
+@torch.no_grad()
+def add_to(model: nn.Module, learnt: Mapping[str, Tensor]) -> None:
+    """Add to the weights of a model what was learnt beside those of another one.
+
+    Args:
+        model: with linear layers of the names; changed in place.
+        learnt: as :func:`additions`.
+
+    Raises:
+        AttributeError: if the model has no layer of a name.
+        ValueError: if a layer is not linear, has another shape, or a sum is not finite; the model
+            is then as it was.
+    """
+    weights = {name: matrix(model.get_submodule(name)) for name in learnt}
+    sums = {}
+    for name, delta in learnt.items():
+        if delta.shape != weights[name].shape or not delta.is_floating_point():
+            want = list(weights[name].shape)
+            raise ValueError(f"{name}: must be {want}, floating, got {list(delta.shape)}")
+        sums[name] = weights[name] + delta.to(weights[name])
+        require_finite(**{name: sums[name]})
+    for name, weight in weights.items():
+        weight.copy_(sums[name])
 
 
 # Functions of the module and not methods, so that a copy has no tie to what it is copied from.

@@ -61,6 +61,27 @@ def quantile_code(
     return (code / code.abs().max()).to(device())
 
 
+def end_offset(positive: int, negative: int) -> float:
+    """Choose where the quantiles of a code shall end: half a cell from 1, averaged over the sides.
+
+    Above 0, equal cells of which each level has one fill the probability
+    1/2; below 0 they share it with half the cell of 0. For 8 and 7 levels
+    this is the offset of NF4's published table, to seven digits.
+
+    Args:
+        positive: levels above 0.
+        negative: levels below 0.
+
+    Returns:
+        The mean of ``1 - 1 / (4 positive)`` and ``1 - 1 / (4 negative + 2)``.
+
+    Raises:
+        ValueError: if a count is below 1.
+    """
+    require_sizes(positive=positive, negative=negative)
+    return 1 - (1 / (4 * positive) + 1 / (4 * negative + 2)) / 2
+
+
 def nf4_code(dtype: torch.dtype | None = None) -> Tensor:
     """Make the levels of NF4: 7 below 0, 0, and 8 above.
 

@@ -91,7 +91,7 @@ class FrozenProduct(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx,
         slope: Tensor,
     ) -> tuple[Tensor, None, None]:
-        """Compute the gradient of x, which is exact: W^T times that of the output.
+        """Compute the gradient of x, which is exact: W^T times slope.
 
         Args:
             ctx: of the forward pass.

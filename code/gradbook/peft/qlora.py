@@ -10,7 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gradbook.checks import require_finite
 from gradbook.peft.lora import LoRALinear, over_rank
+from gradbook.peft.merging import additions
 from gradbook.peft.nf4_linear import NF4Linear
 
 
@@ -130,3 +132,43 @@ def merge_loss(adapted: QLoRALinear) -> MergeLoss:
     error = again.decoded() - wanted.weight
     rms = [x.double().square().mean().sqrt().item() for x in (addition, error)]
     return MergeLoss(*rms)
+
+
+class Kept(NamedTuple):
+    """What became of an addition: its norm over that of the weights, and the share that is left."""
+
+    size: float
+    share: float
+
+
+def merge_all(model: nn.Module) -> dict[str, Kept]:
+    """Merge all layers of a model into their 4 bits, and measure what is left of each addition.
+
+    What is left is the change of the decoded weights along the addition:
+    their product over the addition's square. An addition of zero has 0.
+
+    Args:
+        model: with QLoRA's layers, none of them merged; merged afterwards.
+
+    Returns:
+        By name of the layer.
+
+    Raises:
+        RuntimeError: if one is merged already.
+        ValueError: if there is none, one is of another kind, or a sum is not finite. In all cases
+            nothing is merged.
+    """
+    found, learnt = {}, additions(model)
+    layers = {name: model.get_submodule(name) for name in learnt}
+    for name, layer in layers.items():
+        if not isinstance(layer, QLoRALinear):
+            raise ValueError(f"model: {name} must be QLoRALinear")
+        require_finite(**{name: layer.merged_linear().weight})
+    for name, layer in layers.items():
+        # In float16 the squares of what is learnt would be zero.
+        addition, before = learnt[name].double(), layer.weights().double()
+        layer.merge()
+        change, square = layer.weights().double() - before, addition.square().sum()
+        share = (change * addition).sum() / square if square > 0 else square
+        found[name] = Kept((addition.norm() / before.norm()).item(), share.item())
+    return found
