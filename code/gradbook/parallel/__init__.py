@@ -1,0 +1,1 @@
+"""Part IV: threads, processes, and the collectives between them."""
