@@ -1,10 +1,5 @@
 """Schedules carried out by `torch.distributed`, in a group and under `torchrun`."""
 
-import os
-import signal
-import subprocess
-import sys
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -121,28 +116,3 @@ def test_a_failure_names_rank_and_step(fault, timeout, draws):
     with pytest.raises(CollectiveError) as caught:
         run_distributed(ring(3), draws(3, 1000), timeout=timeout, before_step=fault)
     assert (caught.value.rank, caught.value.step) == (fault.rank, fault.step)
-
-
-@pytest.mark.skipif(not hasattr(os, "killpg"), reason="needs Unix sessions")
-def test_torchrun_starts_the_example():
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    example = ["--nproc-per-node", "2", "-m", "gradbook.parallel.torchrun_example"]
-    run = subprocess.Popen(
-        [*start, *example, "recursive_doubling", "1001"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    with run:
-        try:
-            output, errors = run.communicate(timeout=120)
-        except BaseException:
-            os.killpg(run.pid, signal.SIGKILL)  # and the processes that it started
-            raise
-    assert run.returncode == 0, errors
-    assert output.splitlines() == [
-        "recursive_doubling on 2 processes over gloo: the sum of 1001 numbers agrees, "
-        "rank 0 sent 4004 bytes"
-    ]

@@ -29,6 +29,8 @@ EXEMPT = {
     "code/gradbook/estimators/__init__.py": "names what the package offers, computes nothing",
     "code/gradbook/experiments/__init__.py": "a docstring alone",
     "code/gradbook/language/__init__.py": "a docstring alone",
+    "code/gradbook/parallel/__init__.py": "a docstring alone",
+    "code/gradbook/parallel/backends.py": "names what the package offers, computes nothing",
     "code/gradbook/peft/__init__.py": "a docstring alone",
     "code/gradbook/priors/__init__.py": "names what the package offers, computes nothing",
     "code/gradbook/vqgan_networks.py": "another name of a function, computes nothing",
