@@ -93,4 +93,4 @@ def test_a_result_that_is_missing_is_told(stand_ins):
 
 def test_the_last_words_of_what_is_killed_are_told(stand_ins):
     with pytest.raises(TimeoutError, match="hang: not done .*, and killed: began to wait"):
-        fresh.run(stand_ins.hang, timeout=3)
+        fresh.run(stand_ins.hang, timeout=8)

@@ -280,9 +280,9 @@ WORDS = [(0, "did not answer within 2 seconds"), (64, "did not come in time")]
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs Unix signals")
 @pytest.mark.parametrize(("capacity", "words"), WORDS)
 def test_a_rank_that_stands_still_is_named(capacity, words, draws, monkeypatch):
-    monkeypatch.setattr(processes, "GRACE", 1.0)  # of which all passes here
+    monkeypatch.setattr(processes, "GRACE", 3.0)  # of which all passes here
     # Without room for the numbers, it is already missed when the memory is handed out.
-    with Group(2, timeout=1, capacity=capacity) as group:
+    with Group(2, timeout=2, capacity=capacity) as group:
         pids = group.pids
         os.kill(pids[0], signal.SIGSTOP)
         with pytest.raises(CollectiveError, match=f"^rank 0, step 0: {words}"):
