@@ -274,7 +274,7 @@ def test_a_rank_that_died_before_is_named(draws):
             group.run(ring(2), draws(2, 10))
 
 
-WORDS = [(0, "did not answer within 2 seconds"), (64, "did not come in time")]
+WORDS = [(0, "did not answer within 5 seconds"), (64, "did not come in time")]
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs Unix signals")
