@@ -162,12 +162,12 @@ zip: $(READY) ## pack the built site to be read offline, with its SHA-256
 	$(PY) -m press.release
 
 # The branch holds the notebooks of one version and no history: Colab opens them from there.
-COLAB_GIT := git --git-dir _build/colab.git --work-tree _build/colab
+COLAB_GIT := git -C _build/colab --git-dir ../colab.git --work-tree .
 .PHONY: push-colab
-push-colab: ## push _build/colab as the only content of the branch colab (TO=where)
+push-colab: ## push the notebooks of _build/colab as all that the branch colab holds (TO=where)
 	@test -n "$(TO)" || { echo 'Say where: make push-colab TO=https://HOST/OWNER/NAME'; exit 1; }
 	@test -n "$$(ls _build/colab/*.ipynb)"
-	rm -rf _build/colab.git && $(COLAB_GIT) init --quiet && $(COLAB_GIT) add --all
+	rm -rf _build/colab.git && $(COLAB_GIT) init --quiet && $(COLAB_GIT) add '*.ipynb'
 	$(COLAB_GIT) -c user.name=publish -c user.email=publish@localhost commit --quiet --message 'Notebooks for Colab'
 	$(COLAB_GIT) push --quiet --force $(TO) HEAD:refs/heads/colab
 

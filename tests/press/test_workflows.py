@@ -251,6 +251,7 @@ def test_the_notebooks_are_all_that_the_branch_holds(tmp_path):
 
     assert push() != 0  # there are no notebooks
     (tmp_path / "_build" / "colab" / "a.ipynb").write_text("{}")
+    (tmp_path / "_build" / "colab" / "beside.whl").write_text("x")
     assert push() == 0
     (tmp_path / "_build" / "colab" / "a.ipynb").rename(tmp_path / "_build" / "colab" / "b.ipynb")
     assert push() == 0
