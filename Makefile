@@ -107,6 +107,13 @@ bench: $(READY) ## time the modules beside their peers and print a Markdown tabl
 serve: book ## serve the site at http://localhost:8000
 	$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
+# torch is overridden by one that no Python wants, so that neither it nor its packages for a GPU are locked.
+.PHONY: lock
+lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=--upgrade takes newer ones
+	echo 'torch ; python_version < "0"' | $(PY) -m uv pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --annotation-style line --custom-compile-command 'make lock' --override - $(UPGRADE) \
+		--output-file requirements.lock requirements.txt
+
 # Not pinned: the question is what readers find today. The image is given this folder and nothing else, and
 # what the check itself needs is kept apart from what Colab has.
 COLAB_IMAGE ?= us-docker.pkg.dev/colab-images/public/runtime:latest
@@ -170,13 +177,6 @@ push-colab: ## push the notebooks of _build/colab as all that the branch colab h
 	rm -rf _build/colab.git && $(COLAB_GIT) init --quiet && $(COLAB_GIT) add '*.ipynb'
 	$(COLAB_GIT) -c user.name=publish -c user.email=publish@localhost commit --quiet --message 'Notebooks for Colab'
 	$(COLAB_GIT) push --quiet --force $(TO) HEAD:refs/heads/colab
-
-# torch is overridden by one that no Python wants, so that neither it nor its packages for a GPU are locked.
-.PHONY: lock
-lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=--upgrade takes newer ones
-	echo 'torch ; python_version < "0"' | $(PY) -m uv pip compile --quiet --universal --python-version 3.11 \
-		--generate-hashes --annotation-style line --custom-compile-command 'make lock' --override - $(UPGRADE) \
-		--output-file requirements.lock requirements.txt
 
 .PHONY: clean
 clean: ## remove what was built; keep .venv and .cache
