@@ -68,15 +68,6 @@ test: data lint book ## check everything: modules, press, every chapter again, t
 	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
 	$(PYTEST) -n 2 --dist loadfile
 
-# Parts of the above, for other versions of Python and torch than those that the site is built with.
-.PHONY: test-modules
-test-modules: data ## test the mathematics alone, without the press and the pages
-	$(PYTEST) -n 2 --dist loadfile -m "not slow" --ignore tests/press
-
-.PHONY: test-chapters
-test-chapters: data ## run every chapter again and compare it with its notebook
-	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
-
 # One notebook at a time on a GPU: two kernels would fight over its memory.
 WORKERS ?= $(shell $(PY) -c 'from gradbook import device; print(1 if device().type == "cuda" else 2)')
 ifdef DEVICE
@@ -113,6 +104,15 @@ lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=-
 	echo 'torch ; python_version < "0"' | $(PY) -m uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --annotation-style line --custom-compile-command 'make lock' --override - $(UPGRADE) \
 		--output-file requirements.lock requirements.txt
+
+# Parts of make test, for other versions of Python and torch than those that the site is built with.
+.PHONY: test-modules
+test-modules: data ## test the mathematics alone, without the press and the pages
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" --ignore tests/press
+
+.PHONY: test-chapters
+test-chapters: data ## run every chapter again and compare it with its notebook
+	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
 
 # Not pinned: the question is what readers find today. The image is given this folder and nothing else, and
 # what the check itself needs is kept apart from what Colab has.
