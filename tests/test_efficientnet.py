@@ -178,11 +178,10 @@ def test_a_default_device_and_type_of_torch_change_nothing(network, monkeypatch)
     monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
     images = uniform(1, 3, 32, 32)
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
     try:
-        found = efficientnet.pretrained().logits(images)
+        with torch.device("meta"):
+            found = efficientnet.pretrained().logits(images)
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     assert found.dtype == torch.float32
     assert torch.equal(found, network.logits(images))

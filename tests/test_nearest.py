@@ -256,12 +256,11 @@ def test_defaults_of_the_caller_do_not_matter(dtype):
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
-        torch.set_default_device("meta")
-        assert torch.equal(nearest_code(z, codebook), picks)
-        assert nearest_code(z[:0], codebook).device.type == "cpu"
+        with torch.device("meta"):
+            assert torch.equal(nearest_code(z, codebook), picks)
+            assert nearest_code(z[:0], codebook).device.type == "cpu"
     finally:
         torch.set_default_dtype(before)
-        torch.set_default_device(None)
 
 
 @pytest.mark.parametrize("lookup", LOOKUPS)

@@ -86,11 +86,10 @@ def test_weights_come_from_the_generator_alone_whatever_the_defaults():
     state = torch.get_rng_state()
     plain, other = PatchGAN(1, 2, 1, generator()), PatchGAN(1, 2, 1, generator(1))
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
     try:
-        again = PatchGAN(1, 2, 1, generator())
+        with torch.device("meta"):
+            again = PatchGAN(1, 2, 1, generator())
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
     for one, two in zip(plain.state_dict().values(), again.state_dict().values(), strict=True):

@@ -69,11 +69,10 @@ def test_the_package_is_not_imported():
 def test_a_default_device_and_type_of_torch_change_nothing():
     expected = photographs.photograph("chelsea")
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
     try:
-        found = photographs.photograph("chelsea")
+        with torch.device("meta"):
+            found = photographs.photograph("chelsea")
     finally:
-        torch.set_default_device(None)
         torch.set_default_dtype(torch.float32)
     assert found.device.type == "cpu"
     assert torch.equal(found, expected)

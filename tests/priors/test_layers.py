@@ -49,12 +49,11 @@ def test_a_page_may_have_other_defaults(monkeypatch):
     before = torch.random.get_rng_state()
     plain = every_layer()
     torch.set_default_dtype(torch.float64)
-    torch.set_default_device("meta")
     try:
-        other = every_layer()
+        with torch.device("meta"):
+            other = every_layer()
     finally:
         torch.set_default_dtype(torch.float32)
-        torch.set_default_device(None)
     for name, layer in other.items():
         for one, two in zip(plain[name].parameters(), layer.parameters(), strict=True):
             assert (two.dtype, two.device.type) == (torch.float32, "cpu")
