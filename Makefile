@@ -79,7 +79,7 @@ records: data ## run the experiments whose records are stale (up to 30 minutes e
 
 .PHONY: data
 data: $(READY) ## bring the data that no installed package holds into .cache/data
-	$(PY) -m press.fetch
+	$(PY) -m gradbook.fetch
 
 .PHONY: mutants
 mutants: data ## break the code on purpose; every mutant must turn a test or a claim red
