@@ -6,7 +6,7 @@ which packages it looks for with ``find_spec`` to read their files, and which se
 
 import ast
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -93,15 +93,18 @@ def data_of(page: Path, code: Path = CODE) -> set[str]:
     return {DATA[name] for name in reached(page, code).names & DATA.keys()}
 
 
-def closed(names: Iterable[str], python: str | None = None) -> set[str]:
+def closed(
+    names: Iterable[str], python: str | None = None, has: Container[str] = (PROVIDED,)
+) -> set[str]:
     """Add to distributions what they require, and what that requires in turn, without extras.
 
     Args:
         names: names of installed distributions.
         python: the version that they are for, such as ``"3.12"``; by default the one that runs.
+        has: normalized names of what the machine has already, with all that it requires.
 
     Returns:
-        Normalized names, without torch and without what torch alone brings.
+        Normalized names, without what the machine has and without what that alone requires.
 
     Raises:
         LookupError: if one is not installed here, so that nothing says what it requires.
@@ -110,7 +113,7 @@ def closed(names: Iterable[str], python: str | None = None) -> set[str]:
     waiting = [canonicalize_name(name) for name in names]
     while waiting:
         name = waiting.pop()
-        if name not in found and name != PROVIDED:
+        if name not in found and name not in has:
             found.add(name)
             waiting.extend(_required(name, python))
     return found

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-
 # Only an installed wheel has this folder: pyproject.toml puts the repository's records there.
 PACKAGED = Path(__file__).parent / "packaged_records"
 
