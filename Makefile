@@ -87,6 +87,10 @@ bench: $(READY) ## time the modules beside their peers and print a Markdown tabl
 serve: book ## serve the site at http://localhost:8000
 	$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
+.PHONY: reproducible
+reproducible: $(READY) ## build the site of the last commit twice and compare every byte
+	$(PY) -m press.reproducible
+
 .PHONY: lock
 lock: $(READY) ## pin what the requirements bring along
 	$(PY) -m pip freeze --exclude-editable | grep -v -e '^torch==' -e ' @ ' > constraints.txt
