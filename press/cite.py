@@ -25,9 +25,10 @@ def bibtex(book: Edition, name: str, title: str, note: str, page: str) -> str:
     Returns:
         The entry; names and titles keep their capitals.
     """
+    authors = " and ".join(f"{{{_tex(author)}}}" for author in book.authors)
     month = spoken(book.date).split()[1]
     fields = {
-        "author": " and ".join(f"{{{{{_tex(author)}}}}}" for author in book.authors),
+        "author": f"{{{authors}}}",
         "title": f"{{{{{_tex(title)}}}}}",
         "booktitle": f"{{{{{_tex(book.title)}}}}}",
         "year": str(book.date.year),
