@@ -93,6 +93,10 @@ bench: $(READY) ## time the modules beside their peers and print a Markdown tabl
 serve: book ## serve the site at http://localhost:8000
 	$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
 
+.PHONY: reproducible
+reproducible: $(READY) ## build the site of the last commit twice and compare every byte
+	$(PY) -m press.reproducible
+
 # torch is overridden by one that no Python wants, so that neither it nor its packages for a GPU are locked.
 .PHONY: lock
 lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=--upgrade takes newer ones

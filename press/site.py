@@ -32,7 +32,8 @@ def configure(app: Sphinx, config: Config) -> None:
         FileNotFoundError: if KaTeX is not installed (``make setup`` brings it).
     """
     config.exclude_patterns += [f"chapters/{page.name}" for page in executed_chapters()]
-    config.html_static_path += [str(ASSETS), str(_vendor_katex())]
+    # Relative to the book: Sphinx writes a digest of these words among the pages.
+    config.html_static_path += [os.path.relpath(x, ROOT) for x in (ASSETS, _vendor_katex())]
     config.html_css_files = [*config.html_css_files, "book.css"]
     config.html_js_files = [*config.html_js_files, "book.js"]
     options = config.html_theme_options

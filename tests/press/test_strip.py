@@ -1,6 +1,7 @@
 """The strip of facts under a chapter's title, and the button that edits its source."""
 
 import html
+import os
 import re
 from types import SimpleNamespace
 
@@ -101,7 +102,7 @@ def options(monkeypatch, tmp_path):
         )
         site.configure(None, config)
         assert config.exclude_patterns == ["docs/**", "chapters/x.md"]
-        assert config.html_static_path == [str(site.ASSETS), str(tmp_path)]
+        assert config.html_static_path == ["press/assets", os.path.relpath(tmp_path, site.ROOT)]
         assert config.html_css_files == ["a.css", "book.css"]
         assert config.html_js_files == ["a.js", "book.js"]
         return config.html_theme_options
