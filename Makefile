@@ -35,9 +35,20 @@ setup: $(READY) ## install what everything needs into .venv
 .PHONY: book
 book: $(READY) ## render the site to _build/html
 	$(PY) -m press.notebooks --check
-	$(PY) -m press.pages
-	PYTHONPATH=. $(VENV)/bin/jupyter-book build --nitpick --warningiserror --keep-going -q .
+	$(PY) -m press.book
 	@echo "Open _build/html/index.html"
+
+.PHONY: colab
+colab: $(READY) ## build the notebooks for Colab in _build/colab, with plain Markdown
+	$(PY) -m press.notebooks --check
+	$(PY) -m press.book colab
+
+# Of the version that Colab runs where there is one: see press/colab/colab.txt.
+PYTHON_OF_COLAB ?= $(shell command -v python3.12 || echo $(PYTHON))
+COLAB_BASE ?=
+.PHONY: colab-check
+colab-check: ## run the notebooks that make colab built where there is only what Colab has
+	$(PY) -m press.colab.check --workers 2 --python $(PYTHON_OF_COLAB) $(if $(COLAB_BASE),--base $(COLAB_BASE)) $(NAMES)
 
 .PHONY: notebooks
 notebooks: data ## run the chapters whose notebooks are stale

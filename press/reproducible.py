@@ -40,12 +40,8 @@ def build(source: Path, folder: Path, differences: dict[str, str]) -> Path:
     # Before anything that is installed, so that the pages document the clone's own modules.
     paths = os.pathsep.join(str(path) for path in (folder, folder / "code"))
     environment = os.environ | differences | {"PYTHONPATH": paths}
-    book = Path(sys.executable).with_name("jupyter-book")
-    for command in (
-        [sys.executable, "-m", "press.pages"],
-        [book, "build", "--nitpick", "--warningiserror", "--keep-going", "-q", "."],
-    ):
-        subprocess.run(command, cwd=folder, env=environment, check=True, stdout=sys.stderr)
+    command = [sys.executable, "-m", "press.book"]
+    subprocess.run(command, cwd=folder, env=environment, check=True, stdout=sys.stderr)
     return folder / "_build" / "html"
 
 

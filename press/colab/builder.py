@@ -18,7 +18,7 @@ COVER = """\
 *A chapter of **Gradients Through Everything**, an executable book{where}.
 Its outputs were checked on {date}, with torch {torch} on {device}, where it ran for {seconds:.0f} s.*
 
-**GPU:** {gpu}. **Comes along:** {downloads}.
+**GPU:** {gpu}. **Downloads:** {brought}.
 
 The next cell installs what the chapter needs beyond what Colab has; run it first.
 Code that draws a figure is folded, and so are the solutions of the
@@ -79,7 +79,9 @@ class ColabBuilder(Builder):
             page = f"{self.published.site}/chapters/{path.stem}.html"
             where = f" ([this page on its site]({page}))"
         stamp, front = checked["metadata"]["gradbook"], checked["metadata"]["chapter"]
-        words = COVER.format(where=where, **{**stamp, **front})
+        # The first cell brings what on a checkout a command does.
+        brought = front["downloads"].replace(", by make data", "")
+        words = COVER.format(where=where, brought=brought, gpu=front["gpu"], **stamp)
         pins = install.pinned(install.missing(path, self.has), self.locks)
         requirement = self.published.requirement() if self.published else f"./{wheel()}"
         return notebook.Cover(words, install.first_cell(requirement, pins, needs.data_of(path)))

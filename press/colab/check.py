@@ -117,8 +117,10 @@ def run(notebook: Path, python: Path, folder: Path) -> nbformat.NotebookNode:
         record_timing=False,
         resources={"metadata": {"path": str(folder)}},
     )
-    read.metadata["kernelspec"]["name"] = "colab"
-    client.execute(env=keep | {"PATH": path, "VIRTUAL_ENV": str(python.parent.parent)})
+    read.metadata["kernelspec"] = {"name": "colab", "display_name": "Colab"}
+    # Without the last an older kernel complains of newer Pythons, on this process's standard error.
+    own = {"PATH": path, "VIRTUAL_ENV": str(python.parent.parent)}
+    client.execute(env=keep | own | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     return read
 
 
@@ -164,8 +166,9 @@ def checked(name: str, base: Path) -> str:
             python = fresh(base, room / "environment")
             before = _torches(python)
             ran = run(notebook, python, notebook.parent)
-            if before != _torches(python):
-                raise CheckError(f"torch was {before} and is {_torches(python)}")
+            after = _torches(python)
+            if before != after:
+                raise CheckError(f"torch was {before} and is {after}")
             held = compared(ran, outputs.load(CHAPTERS / f"{name}.md"))
             return f"ok: {held} claims hold with torch {before}"
     except (CellExecutionError, CheckError, subprocess.CalledProcessError) as error:
@@ -175,7 +178,7 @@ def checked(name: str, base: Path) -> str:
 def _kernel_of(python: Path) -> KernelSpecManager:
     """A kernel is named in a folder; of ours there is no other, so that none can be taken for it."""
     folder = python.parent.parent / "kernels"
-    (folder / "colab").mkdir(parents=True)
+    (folder / "colab").mkdir(parents=True, exist_ok=True)
     argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}", QUIET]
     spec = {"argv": argv, "display_name": "Colab", "language": "python"}
     (folder / "colab" / "kernel.json").write_text(json.dumps(spec))

@@ -5,6 +5,7 @@ their words. A node that has no rule here raises, so that nothing of MyST can sl
 """
 
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -216,7 +217,8 @@ def _listing(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     language = "" if language in ("none", "default") else language
     _, inside, path = source.partition("/code/gradbook/")
     origin = f"From `gradbook/{path}`:\n\n" if inside else ""
-    text = node.astext()
+    # A method stands in its module as deep as its class wants it.
+    text = textwrap.dedent(node.astext()).strip("\n")
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text)), 3)
     yield f"{origin}{fence}{language}\n{text}\n{fence}"
 
@@ -227,9 +229,9 @@ def _list(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     for place, item in enumerate(node.children, start):
         mark = f"{place}. " if node.tagname == "enumerated_list" else "- "
         body = _joined(_blocks(item, page, depth), item)
-        items.append(mark + body.replace("\n", "\n" + " " * len(mark)).replace(" \n", "\n"))
+        items.append(mark + textwrap.indent(body, " " * len(mark)).lstrip())
     tight = all("\n\n" not in item for item in items)
-    yield ("\n" if tight else "\n\n").join(re.sub(r"[ \t]+$", "", i, flags=re.M) for i in items)
+    yield ("\n" if tight else "\n\n").join(items)
 
 
 def _definitions(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
@@ -300,7 +302,7 @@ def _solution(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     if after is not None and after.tagname != "exercise_enumerable_node":
         raise UnresolvedError(f"folded with the solution {node['ids']}: {after.astext()[:60]!r}")
     title = next(x for x in node.children if x.tagname == "title")
-    yield Folded(f"{'#' * (depth + 2)} {title.astext().replace('to ', 'to ', 1)}")
+    yield Folded(f"{'#' * (depth + 2)} {' '.join(title.astext().split())}")
     for part in node.children:
         if part is not title:
             yield from _blocks(part, page, depth + 2)

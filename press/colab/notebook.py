@@ -12,7 +12,7 @@ CODE_HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}}
 OUTPUT_HIDDEN = {"jupyter": {"outputs_hidden": True}, "collapsed": True}
 MYST_LEFT = (
     (r"^ {0,3}(:{3,}|`{3,})\{[\w:-]+\}", "a directive"),
-    (r"\{[a-z]+(:[a-z]+)?\}`", "a role"),
+    (r"(?<!`)\{[a-z]+(:[a-z]+)?\}`(?!`)", "a role"),
     (r"^\([\w-]+\)=\s*$", "a target"),
     (r"^\$\$[^$]*\$\$ *\([\w-]+\)", "a label of an equation"),
     (r"^:(label|name|class|pyobject):", "an option of a directive"),
@@ -150,9 +150,9 @@ def _install(source: str, name: str) -> dict[str, Any]:
         "cell_type": "code",
         "execution_count": None,
         "id": name,
-        "metadata": {"id": name},
+        "metadata": {"id": name} | copy.deepcopy(CODE_HIDDEN),
         "outputs": [],
-        "source": source,
+        "source": f"#@title Fetch what this chapter needs\n{source}",
     }
 
 

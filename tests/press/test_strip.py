@@ -24,7 +24,7 @@ chapter:
   gpu: not needed
 ---
 """
-REPOSITORY = "https://example.org/book?a&b"
+REPOSITORY = "https://example.org/some/book"
 
 
 @pytest.fixture(autouse=True)
@@ -62,15 +62,6 @@ def test_memory_is_left_out_where_it_was_not_measured():
 
 def test_the_device_is_escaped():
     assert facts(device="<b>Card</b>")["Last checked"].endswith("torch 2.13.0, <b>Card</b>")
-
-
-def test_the_line_for_colab_is_there_once_the_repository_is_known(monkeypatch):
-    assert "In Colab, first run" not in facts()
-    monkeypatch.setenv("GRADBOOK_REPOSITORY", REPOSITORY)
-    found = facts()
-    assert list(found)[-2:] == ["In Colab, first run", "then"]
-    assert f"git clone -q --depth 1 {REPOSITORY} book &&" in found["In Colab, first run"]
-    assert found["then"] == "%cd book/chapters"
 
 
 @pytest.mark.parametrize(("name", "suffix"), [("chapters/a", ".md"), ("chapters/b", ".ipynb")])
@@ -119,7 +110,6 @@ def test_buttons_appear_when_the_repository_is_set(options, monkeypatch):
     found = options()
     assert found["repository_url"] == REPOSITORY
     assert found["repository_branch"] == "main"
-    assert found["launch_buttons"] == {"colab_url": "https://colab.research.google.com"}
     assert all(found[button] for button in BUTTONS)
     monkeypatch.setenv("GRADBOOK_BRANCH", "next")
     assert options()["repository_branch"] == "next"
