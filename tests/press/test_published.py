@@ -120,6 +120,17 @@ def test_the_page_for_lost_readers_works_at_any_depth(site):
 
 
 @pytest.mark.slow
+def test_a_published_page_still_fetches_nothing(site):
+    executable = browser.find_chromium()
+    if executable is None:
+        pytest.skip("no Chromium; tests/press/test_site.py insists on it in CI")
+    with browser.chromium(executable) as running, browser.offline(running, "light") as tab:
+        for name in PAGES:
+            tab.open(site / f"{name}.html")
+            assert (tab.requests, tab.complaints) == ([], [])
+
+
+@pytest.mark.slow
 def test_lost_readers_find_every_link_of_their_page(site):
     page = (site / "404.html").read_text()
     assert "canonical" not in page
