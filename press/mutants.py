@@ -6,6 +6,7 @@ mutant that turns nothing red has survived, and names a line of the book that no
 """
 
 import argparse
+import re
 import sys
 import time
 import tomllib
@@ -223,11 +224,34 @@ def _trial(root: Path, mutant: Mutant | None, targets: list[str]) -> tuple[str, 
     return killer, time.perf_counter() - started
 
 
+def part(mutants: Sequence[Mutant], which: str) -> Sequence[Mutant]:
+    """Take one part of a list, which is too long for one machine.
+
+    Args:
+        mutants: the list; those of a file, which stand together, mostly stay together.
+        which: ``K/N``, the K-th of N parts, counted from one.
+
+    Returns:
+        The part; the N parts are the list.
+
+    Raises:
+        MutantError: if there is no such part, or it is empty.
+    """
+    asked = re.fullmatch(r"(\d+)/(\d+)", which)
+    k, n = map(int, asked.groups()) if asked else (0, 0)
+    if not 1 <= k <= n:
+        raise MutantError(f"part {which}: must be K/N with K from 1 to N")
+    found = mutants[(k - 1) * len(mutants) // n : k * len(mutants) // n]
+    if not found:
+        raise MutantError(f"part {which}: {len(mutants)} mutants have no such part")
+    return found
+
+
 def main(arguments: list[str], root: Path = ROOT) -> int:
     """Run the mutants and print the report.
 
     Args:
-        arguments: names of mutants; none means all.
+        arguments: names of mutants, none means all; and which part of them.
         root: the repository.
 
     Returns:
@@ -235,9 +259,10 @@ def main(arguments: list[str], root: Path = ROOT) -> int:
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="mutants to run; all by default")
-    names = parser.parse_args(arguments).names
+    parser.add_argument("--part", default="1/1", metavar="K/N", help="one of N parts of the list")
+    chosen = parser.parse_args(arguments)
     try:
-        mutants = select(parse((root / LIST).read_text()), names)
+        mutants = part(select(parse((root / LIST).read_text()), chosen.names), chosen.part)
         verdicts = run(root, mutants)
     except MutantError as error:
         print(error, file=sys.stderr)

@@ -41,6 +41,9 @@ def sandbox(root: Path) -> Iterator[Path]:
             if name and (root / name).is_file():
                 (copy / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(root / name, copy / name)
+        # What npm brought is ignored by git, and tests of the site need it.
+        if (root / "node_modules").is_dir():
+            (copy / "node_modules").symlink_to((root / "node_modules").resolve())
         _check_origin(copy)
         yield copy
 

@@ -15,6 +15,7 @@ from press.mutants import (
     main,
     mutate,
     parse,
+    part,
     report,
     run,
     select,
@@ -278,3 +279,22 @@ def test_a_missing_file_is_named(toy):
     shutil.rmtree(toy / "code/gradbook")
     with pytest.raises(MutantError, match="mutant sign: there is no code/gradbook/toy.py"):
         run(toy, [SIGN])
+
+
+def test_the_parts_of_a_list_are_the_list():
+    mutants = [Mutant(str(i), "f", "a", "b", "w") for i in range(11)]
+    for n in (1, 2, 3, 11):
+        parts = [part(mutants, f"{k}/{n}") for k in range(1, n + 1)]
+        assert [mutant for each in parts for mutant in each] == mutants
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("which", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b"])
+def test_a_part_that_is_none_is_refused(which):
+    with pytest.raises(MutantError, match="must be K/N"):
+        part([Mutant("m", "f", "a", "b", "w")], which)
+
+
+def test_an_empty_part_is_not_green(toy, capsys):
+    assert main(["sign", "--part", "1/2"], toy) == 2
+    assert "1 mutants have no such part" in capsys.readouterr().err

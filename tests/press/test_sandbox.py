@@ -37,6 +37,16 @@ def test_the_copy_holds_what_git_would_track_and_goes_away(repository):
     assert not copy.exists()
 
 
+def test_the_copy_uses_what_npm_brought_and_leaves_it(repository):
+    (repository / ".gitignore").write_text("node_modules/\n")
+    brought = repository / "node_modules" / "katex" / "package.json"
+    brought.parent.mkdir(parents=True)
+    brought.write_text("{}")
+    with sandbox(repository) as copy:
+        assert (copy / "node_modules" / "katex" / "package.json").read_text() == "{}"
+    assert brought.read_text() == "{}"
+
+
 def test_a_copy_that_would_not_be_imported_is_refused(repository):
     (repository / "code/gradbook/__init__.py").unlink()
     with pytest.raises(RuntimeError, match="not the copy"), sandbox(repository):
