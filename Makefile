@@ -82,6 +82,10 @@ device: $(READY)
 gpu-record: device data ## run the chapters on a GPU and write records/gpu.json (NAMES="gumbel vae": those alone)
 	$(PY) -m press.gpu --device $(or $(DEVICE),cuda) $(NAMES)
 
+.PHONY: gpu-bundle
+gpu-bundle: data ## pack the chapters for a machine with torch and no network (PYTHON_VERSION=3.12, PART_MIB=60)
+	$(PY) -m press.bundle $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(PART_MIB),--mib $(PART_MIB))
+
 # One notebook at a time on a GPU: two kernels would fight over its memory.
 WORKERS ?= $(shell $(PY) -c 'from gradbook import device; print(1 if device().type == "cuda" else 2)')
 ifdef DEVICE

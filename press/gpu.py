@@ -68,14 +68,34 @@ def start(old: dict | None, on: Machine, of: str, names: list[str]) -> dict:
     head = {**on._asdict(), "commit": of}
     if old is None or not names:
         return {**head, "chapters": {}, "claims": {}, "missing": {}}
-    if differing := [key for key in head if key != "driver" and old.get(key) != head[key]]:
-        words = ", ".join(f"{key} {old.get(key)}" for key in differing)
-        raise RecordError(f"the record is of {words}: run all chapters, or move it away")
+    _must_agree(old, head)
     kept = {part: dict(old[part]) for part in ("chapters", "claims", "missing")}
     for part in kept.values():
         for name in names:
             part.pop(name, None)
     return {**head, **kept}
+
+
+def join(records: list[dict]) -> dict:
+    """Make one record of several, as they come back from a machine that ran chapters in turns.
+
+    Args:
+        records: of one device, card, torch and commit; where two hold a chapter, the last counts.
+
+    Returns:
+        A record with the head of the last.
+
+    Raises:
+        RecordError: if they are of different ones.
+    """
+    parts = ("chapters", "claims", "missing")
+    joined = dict.fromkeys(parts, {})
+    for record in records:
+        _must_agree(record, records[-1])
+        joined = {part: joined[part] | record[part] for part in parts}
+    ran = joined["chapters"]
+    joined["missing"] = {name: why for name, why in joined["missing"].items() if name not in ran}
+    return {**records[-1], **joined}
 
 
 def add(record: dict, page: Path, where: str) -> bool:
@@ -114,35 +134,67 @@ def main(arguments: list[str]) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m press.gpu", description=__doc__)
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to try the path")
-    parser.add_argument("--to", type=Path, help="the file of the record")
+    parser.add_argument(
+        "--to", type=Path, action="append", help="a file of the record; the first is read"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; all of them by default")
+    parser.add_argument(
+        "--join", type=Path, nargs="+", help="make one record of these, run nothing"
+    )
     chosen = parser.parse_args(arguments)
+    if chosen.join:
+        return _join_files(chosen.join, RECORD)
     pages = {page.stem: page for page in executed_chapters(CHAPTERS)}
     if unknown := sorted(set(chosen.names) - set(pages)):
         parser.error(f"no such chapter: {', '.join(unknown)}")
     try:
         on = machine(chosen.device)
-        path = chosen.to or (RECORD if on.device == "cuda" else TRIAL)
-        if on.device != "cuda" and path.resolve() == RECORD.resolve():
+        paths = chosen.to or [RECORD if on.device == "cuda" else TRIAL]
+        if on.device != "cuda" and RECORD.resolve() in [path.resolve() for path in paths]:
             raise RecordError(f"a run on {on.device} is no record of a GPU")
-        old = json.loads(path.read_text()) if path.is_file() else None
+        old = json.loads(paths[0].read_text()) if paths[0].is_file() else None
         record = start(old, on, commit(ROOT), chosen.names)
     except (DeviceError, RecordError) as error:
         print(error, file=sys.stderr)
         return 2
     print(f"on {on.card}, driver {on.driver}, torch {on.torch}")
-    ran = [_added(record, pages[name], chosen.device, path) for name in chosen.names or pages]
-    print(f"wrote {path}: {len(record['chapters'])} of {len(pages)} chapters")
+    ran = [_added(record, pages[name], chosen.device, paths) for name in chosen.names or pages]
+    print(f"wrote {paths[-1]}: {len(record['chapters'])} of {len(pages)} chapters")
     return int(not all(ran))
 
 
-def _added(record: dict, page: Path, where: str, path: Path) -> bool:
+def _added(record: dict, page: Path, where: str, paths: list[Path]) -> bool:
     """Write after every chapter: hours of work must not hang on the last one."""
     ran = add(record, page, where)
     record["date"] = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    _write(record, paths)
     return ran
+
+
+def _must_agree(old: dict, head: dict) -> None:
+    keys = ("device", "card", "torch", "commit")
+    if differing := [key for key in keys if old[key] != head[key]]:
+        words = ", ".join(f"{key} {old[key]}" for key in differing)
+        raise RecordError(f"the record is of {words}: run all chapters, or move it away")
+
+
+def _join_files(paths: list[Path], to: Path) -> int:
+    try:
+        record = join([json.loads(path.read_text()) for path in paths])
+        if record["device"] != "cuda":
+            raise RecordError(f"a run on {record['device']} is no record of a GPU")
+    except (OSError, RecordError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    _write(record, [to])
+    return 0
+
+
+def _write(record: dict, paths: list[Path]) -> None:
+    text = json.dumps(record, indent=1, sort_keys=True, allow_nan=False) + "\n"
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
 
 
 def _why(error: Exception) -> str:

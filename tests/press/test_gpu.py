@@ -237,3 +237,51 @@ def test_an_unknown_chapter_is_refused(book, quick, capsys):
     with pytest.raises(SystemExit):
         gpu.main(["nine"])
     assert "no such chapter: nine" in capsys.readouterr().err
+
+
+def back(*chapters, missing=(), **head):
+    return {
+        **HEAD,
+        "date": "2026-01-01",
+        "chapters": {name: {"seconds": 1} for name in chapters},
+        "claims": {name: [name] for name in chapters},
+        "missing": {name: "why" for name in missing},
+        **head,
+    }
+
+
+def test_records_of_one_run_in_turns_become_one():
+    first, second = back("one", missing=["two", "three"]), back("two", date="2026-01-02")
+    assert gpu.join([first, second]) == back("one", "two", missing=["three"], date="2026-01-02")
+    assert gpu.join([second]) == second
+
+
+@pytest.mark.parametrize("key", ["device", "card", "torch", "commit"])
+def test_records_of_two_runs_are_not_joined(key):
+    with pytest.raises(gpu.RecordError, match=f"the record is of {key} other: "):
+        gpu.join([back("one", **{key: "other"}), back("two")])
+
+
+def test_joining_writes_the_record_and_runs_nothing(book, quick, capsys):
+    folder, ran = book(one=PAGE), quick()
+    paths = [folder / "1.json", folder / "2.json"]
+    paths[0].write_text(json.dumps(back("one")))
+    assert gpu.main(["--join", *map(str, paths)]) == 2
+    assert "2.json" in capsys.readouterr().err
+    paths[1].write_text(json.dumps(back("two")))
+    assert gpu.main(["--join", *map(str, paths)]) == 0
+    assert json.loads((folder / "records" / "gpu.json").read_text()) == back("one", "two")
+    paths[1].write_text(json.dumps(back("two", device="cpu")))
+    assert gpu.main(["--join", str(paths[1])]) == 2
+    assert "a run on cpu is no record of a GPU" in capsys.readouterr().err
+    assert ran == []
+
+
+def test_the_record_goes_to_every_place_and_is_read_from_the_first(book, quick):
+    folder, _ = book(one=PAGE, two=PAGE), quick()
+    places = ["--to", str(folder / "kept.json"), "--to", str(folder / "out" / "gpu.json")]
+    assert gpu.main([*places, "one"]) == 0
+    (folder / "out" / "gpu.json").unlink()
+    assert gpu.main([*places, "two"]) == 0
+    for name in ("kept.json", "out/gpu.json"):
+        assert list(json.loads((folder / name).read_text())["chapters"]) == ["one", "two"]
