@@ -73,11 +73,36 @@ check: $(READY) lint ## the fast half of the tests, for every save
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 .PHONY: test
-test: data lint book ## check everything: modules, press, every chapter again, the site in a browser
+test: $(if $(filter cuda%,$(DEVICE)),test-gpu,test-all) ## check everything: modules, press, every chapter again, the site in a browser
+
+.PHONY: test-all
+test-all: data lint book
 	$(PY) -m press.records --check
 	$(PY) -m press.audit
 	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
 	$(PYTEST) -n 2 --dist loadfile
+
+# What computes runs on the GPU; the site, the browser and the press are the same on every device.
+.PHONY: test-gpu
+test-gpu: device data
+	$(PY) -m press.notebooks --check
+	$(NBVAL) -n 1 chapters/*.ipynb
+	$(PYTEST) -n 1 --dist loadfile -m "not slow" --ignore tests/press
+
+# Nothing falls back to the CPU where a GPU was asked for; DEVICE=cpu tries the path without one.
+test-gpu gpu-record: export GRADBOOK_DEVICE := $(or $(DEVICE),cuda)
+
+.PHONY: device
+device: $(READY)
+	$(PY) -m press.accelerator $(or $(DEVICE),cuda)
+
+.PHONY: gpu-record
+gpu-record: device data ## run the chapters on a GPU and write records/gpu.json (NAMES="gumbel vae": those alone)
+	$(PY) -m press.gpu --device $(or $(DEVICE),cuda) $(NAMES)
+
+.PHONY: gpu-bundle
+gpu-bundle: data ## pack the chapters for a machine with torch and no network (PYTHON_VERSION=3.12, PART_MIB=60)
+	$(PY) -m press.bundle $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(PART_MIB),--mib $(PART_MIB))
 
 # One notebook at a time on a GPU: two kernels would fight over its memory.
 WORKERS ?= $(shell $(PY) -c 'from gradbook import device; print(1 if device().type == "cuda" else 2)')

@@ -119,6 +119,20 @@ def closed(
     return found
 
 
+def target(python: str | None) -> dict[str, str]:
+    """Describe a Python to the markers of requirements.
+
+    Args:
+        python: its version, such as ``"3.12"``, or None for the one that runs.
+
+    Returns:
+        What differs from the Python that runs; no extra is asked for.
+    """
+    if python is None:
+        return {"extra": ""}
+    return {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+
+
 def _asked(node: ast.AST, module: Module) -> Iterator[str]:
     """Yield the top-level names that code imports or looks for with ``find_spec``."""
     for part in ast.walk(node):
@@ -154,13 +168,10 @@ def _holders() -> dict[str, list[str]]:
 def _required(name: str, python: str | None) -> Iterator[str]:
     if name in WEIGHTS:
         return
-    target = {"extra": ""}
-    if python is not None:
-        target |= {"python_version": python, "python_full_version": f"{python}.0"}
     try:
         lines = metadata.requires(name) or []
     except metadata.PackageNotFoundError as error:
         raise LookupError(f"{name} is not installed: nothing says what it requires") from error
     for requirement in map(Requirement, lines):
-        if requirement.marker is None or requirement.marker.evaluate(target):
+        if requirement.marker is None or requirement.marker.evaluate(target(python)):
             yield canonicalize_name(requirement.name)
