@@ -2,8 +2,8 @@ import subprocess
 
 import pytest
 
+from press import address as place
 from press.address import Address, address
-from press.paths import ROOT
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -21,14 +21,26 @@ def test_a_book_that_nobody_published_has_no_address(monkeypatch):
 
 
 @pytest.mark.parametrize("end", ["", "/", ".git", ".git/"])
-def test_a_repository_is_enough_and_the_rest_follows(monkeypatch, end):
+def test_a_repository_is_enough_and_the_rest_follows(monkeypatch, tmp_path, end):
+    monkeypatch.setattr(place, "ROOT", tmp_path)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
     monkeypatch.setenv("GRADBOOK_REPOSITORY", f"https://github.com/Some-One/a.book{end}")
-    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     assert address() == Address(
         "https://github.com/Some-One/a.book",
         head.stdout.strip(),
         "https://some-one.github.io/a.book",
     )
+
+
+def test_outside_a_checkout_the_commit_must_be_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(place, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GRADBOOK_REPOSITORY", "https://github.com/o/n")
+    with pytest.raises(ValueError, match="GRADBOOK_COMMIT: must be"):
+        address()
 
 
 def test_what_is_said_is_taken(monkeypatch):
@@ -61,7 +73,7 @@ def test_what_is_no_address_is_refused(monkeypatch, name, value):
 
 
 def test_colab_opens_the_branch_of_notebooks_and_pip_takes_the_commit():
-    place = Address("https://github.com/o/n", COMMIT, "https://o.github.io/n")
-    found = place.colab("vae")
+    where = Address("https://github.com/o/n", COMMIT, "https://o.github.io/n")
+    found = where.colab("vae")
     assert found == "https://colab.research.google.com/github/o/n/blob/colab/vae.ipynb"
-    assert place.requirement() == f"gradbook @ git+https://github.com/o/n@{COMMIT}"
+    assert where.requirement() == f"gradbook @ git+https://github.com/o/n@{COMMIT}"
