@@ -35,9 +35,20 @@ setup: $(READY) ## install what everything needs into .venv
 .PHONY: book
 book: $(READY) ## render the site to _build/html
 	$(PY) -m press.notebooks --check
-	$(PY) -m press.pages
-	PYTHONPATH=. $(VENV)/bin/jupyter-book build --nitpick --warningiserror --keep-going -q .
+	$(PY) -m press.book
 	@echo "Open _build/html/index.html"
+
+.PHONY: colab
+colab: $(READY) ## build the notebooks for Colab in _build/colab, with plain Markdown
+	$(PY) -m press.notebooks --check
+	$(PY) -m press.book colab
+
+# Of the version that Colab runs where there is one: see press/colab/colab.txt.
+PYTHON_OF_COLAB ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
+COLAB_BASE ?=
+.PHONY: colab-check
+colab-check: ## run the notebooks that make colab built where there is only what Colab has
+	$(PY) -m press.colab.check --workers 2 --python $(PYTHON_OF_COLAB) $(if $(COLAB_BASE),--base $(COLAB_BASE)) $(NAMES)
 
 .PHONY: notebooks
 notebooks: data ## run the chapters whose notebooks are stale
@@ -62,11 +73,36 @@ check: $(READY) lint ## the fast half of the tests, for every save
 	$(PYTEST) -n 2 --dist loadfile -m "not slow"
 
 .PHONY: test
-test: data lint book ## check everything: modules, press, every chapter again, the site in a browser
+test: $(if $(filter cuda%,$(DEVICE)),test-gpu,test-all) ## check everything: modules, press, every chapter again, the site in a browser
+
+.PHONY: test-all
+test-all: data lint book
 	$(PY) -m press.records --check
 	$(PY) -m press.audit
 	$(NBVAL) -n $(WORKERS) chapters/*.ipynb
 	$(PYTEST) -n 2 --dist loadfile
+
+# What computes runs on the GPU; the site, the browser and the press are the same on every device.
+.PHONY: test-gpu
+test-gpu: device data
+	$(PY) -m press.notebooks --check
+	$(NBVAL) -n 1 chapters/*.ipynb
+	$(PYTEST) -n 1 --dist loadfile -m "not slow" --ignore tests/press
+
+# Nothing falls back to the CPU where a GPU was asked for; DEVICE=cpu tries the path without one.
+test-gpu gpu-record: export GRADBOOK_DEVICE := $(or $(DEVICE),cuda)
+
+.PHONY: device
+device: $(READY)
+	$(PY) -m press.accelerator $(or $(DEVICE),cuda)
+
+.PHONY: gpu-record
+gpu-record: device data ## run the chapters on a GPU and write records/gpu.json (NAMES="gumbel vae": those alone)
+	$(PY) -m press.gpu --device $(or $(DEVICE),cuda) $(NAMES)
+
+.PHONY: gpu-bundle
+gpu-bundle: data ## pack the chapters for a machine with torch and no network (PYTHON_VERSION=3.12, PART_MIB=60)
+	$(PY) -m press.bundle $(if $(PYTHON_VERSION),--python $(PYTHON_VERSION)) $(if $(PART_MIB),--mib $(PART_MIB))
 
 # One notebook at a time on a GPU: two kernels would fight over its memory.
 WORKERS ?= $(shell $(PY) -c 'from gradbook import device; print(1 if device().type == "cuda" else 2)')
@@ -84,7 +120,7 @@ records-check: data ## run one seed of every record again and compare (hours; NA
 
 .PHONY: data
 data: $(READY) ## bring the data that no installed package holds into .cache/data
-	$(PY) -m press.fetch
+	$(PY) -m gradbook.fetch
 
 .PHONY: mutants
 mutants: data ## break the code on purpose; every mutant must turn a test or a claim red (PART=2/6: a sixth of them)
@@ -97,6 +133,10 @@ bench: $(READY) ## time the modules beside their peers and print a Markdown tabl
 .PHONY: serve
 serve: book ## serve the site at http://localhost:8000
 	$(PY) -m http.server 8000 --bind 127.0.0.1 --directory _build/html
+
+.PHONY: reproducible
+reproducible: $(READY) ## build the site of the last commit twice and compare every byte
+	$(PY) -m press.reproducible
 
 # torch is overridden by one that no Python wants, so that neither it nor its packages for a GPU are locked.
 .PHONY: lock

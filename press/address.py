@@ -71,6 +71,5 @@ def address() -> Address | None:
 
 def _checked_out() -> str:
     command = ["git", "rev-parse", "HEAD"]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.strip()
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return asked.stdout.strip()  # nothing outside a checkout, which is no commit

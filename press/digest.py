@@ -24,12 +24,12 @@ def modules_of(markdown: str, code: Path = CODE) -> set[str]:
         Dotted module names, such as ``gradbook.claims``.
     """
     found: set[str] = set()
-    waiting = list(_imports(_code_of(markdown), code))
+    waiting = list(_imports(code_of(markdown), code))
     while waiting:
         name = waiting.pop()
         if name not in found:
             found.add(name)
-            path = _path(name, code)
+            path = path_of(name, code)
             package = name if path.name == "__init__.py" else name.rpartition(".")[0]
             waiting.extend(_imports(path.read_text(), code, package))
     return found
@@ -49,7 +49,7 @@ def digest(page: Path, code: Path = CODE, records: Path = RECORDS) -> str:
         Sixty-four hexadecimal digits.
     """
     text = page.read_text()
-    paths = [_path(name, code) for name in sorted(modules_of(text, code))]
+    paths = [path_of(name, code) for name in sorted(modules_of(text, code))]
     paths += sorted((code / PACKAGE).glob("*.mplstyle"))  # the figures' style
     paths += _records_of(text, records)
     summary = hashlib.sha256(text.encode())
@@ -58,7 +58,15 @@ def digest(page: Path, code: Path = CODE, records: Path = RECORDS) -> str:
     return summary.hexdigest()
 
 
-def _code_of(markdown: str) -> str:
+def code_of(markdown: str) -> str:
+    """Join the code cells of a page.
+
+    Args:
+        markdown: the text of a MyST page.
+
+    Returns:
+        Their source, cell after cell.
+    """
     cells = jupytext.reads(markdown, fmt="md:myst").cells
     return "\n".join(cell.source for cell in cells if cell.cell_type == "code")
 
@@ -83,11 +91,20 @@ def _with_parents(name: str, code: Path) -> Iterator[str]:
     if parts[0] == PACKAGE:
         for end in range(1, len(parts) + 1):
             prefix = ".".join(parts[:end])
-            if _path(prefix, code).exists():
+            if path_of(prefix, code).exists():
                 yield prefix
 
 
-def _path(name: str, code: Path) -> Path:
+def path_of(name: str, code: Path) -> Path:
+    """Say where a module's text is, whether or not it is there.
+
+    Args:
+        name: a dotted name.
+        code: the folder that holds the package.
+
+    Returns:
+        The file of the module, or the ``__init__.py`` of a package.
+    """
     base = code.joinpath(*name.split("."))
     return base / "__init__.py" if base.is_dir() else base.with_suffix(".py")
 
@@ -96,7 +113,9 @@ def _records_of(markdown: str, records: Path) -> list[Path]:
     """A page reads a record by its name, a string in one of its cells."""
     strings = {
         node.value
-        for node in ast.walk(ast.parse(_code_of(markdown)))
+        for node in ast.walk(ast.parse(code_of(markdown)))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    return [path for path in sorted(records.glob("*.json")) if path.stem in strings]
+    # What was measured on a GPU is for the ledger: no chapter goes stale by it.
+    found = [path for path in sorted(records.glob("*.json")) if path.name != "gpu.json"]
+    return [path for path in found if path.stem in strings]

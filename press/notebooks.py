@@ -23,11 +23,11 @@ from press.paths import CHAPTERS, ROOT, executed_chapters
 
 STAMP = "gradbook"
 CELL_TIMEOUT_SECONDS = 300
+# The references are the CPU's, wherever they are made; a GPU runs them again.
+REFERENCE = "cpu"
 KERNEL_ENVIRONMENT = {
     # One thread, and warnings from our own modules are errors (press/ipython).
     "OMP_NUM_THREADS": "1",
-    # The references are the CPU's, wherever they are made; a GPU runs them again.
-    "GRADBOOK_DEVICE": "cpu",
     "IPYTHONDIR": str(ROOT / "press" / "ipython"),
     # A shell that names another backend would leave the page without its figures.
     "MPLBACKEND": "module://matplotlib_inline.backend_inline",
@@ -50,17 +50,19 @@ def is_stale(page: Path) -> bool:
     return stamp.get("digest") != digest(page)
 
 
-def run(page: Path) -> nbformat.NotebookNode:
+def run(page: Path, where: str = REFERENCE) -> nbformat.NotebookNode:
     """Run a page from top to bottom in a fresh kernel.
 
     Args:
         page: the ``.md`` file.
+        where: the device that its tensors live on.
 
     Returns:
         The notebook with its outputs, stamped with what it ran on and how long it took.
 
     Raises:
-        CellExecutionError: if a cell raises; nothing is written then.
+        CellExecutionError: if a cell raises; a note of the error says which one. Nothing is
+            written then.
     """
     # Before the run: what is edited while it runs was not run.
     summary = digest(page)
@@ -77,27 +79,39 @@ def run(page: Path) -> nbformat.NotebookNode:
         extra_arguments=["--IPKernelApp.log_level=40"],
     )
     started = time.perf_counter()
-    with client.setup_kernel(env=os.environ | KERNEL_ENVIRONMENT):
-        cells = tqdm(notebook.cells, desc=page.stem, unit="cell", disable=None, leave=False)
-        for index, cell in enumerate(cells):
-            client.execute_cell(cell, index)
+    with client.setup_kernel(env=os.environ | KERNEL_ENVIRONMENT | {"GRADBOOK_DEVICE": where}):
+        indices = range(len(notebook.cells))
+        for index in tqdm(indices, desc=page.stem, unit="cell", disable=None, leave=False):
+            _execute(client, index)
         seconds = time.perf_counter() - started
         peak = _peak_megabytes(client)
-    notebook.metadata = _metadata(notebook, summary, seconds, peak)
+    stamp = _stamp(where, summary, seconds, peak)
+    notebook.metadata = _metadata(notebook, stamp)
     return notebook
 
 
-def _metadata(
-    notebook: nbformat.NotebookNode, summary: str, seconds: float, peak: int | None
-) -> dict:
-    stamp = {
+def _execute(client: NotebookClient, index: int) -> None:
+    try:
+        client.execute_cell(client.nb.cells[index], index)
+    except Exception as error:
+        # As nbval counts: among the code cells, from 0.
+        before = client.nb.cells[:index]
+        error.add_note(f"cell {sum(cell.cell_type == 'code' for cell in before)}")
+        raise
+
+
+def _stamp(where: str, summary: str, seconds: float, peak: int | None) -> dict:
+    return {
         "digest": summary,
         "seconds": round(seconds, 1),
         "peak_mb": peak,
         "torch": torch.__version__.split("+")[0],
-        "device": "CPU, one thread",
+        "device": "CPU, one thread" if where == REFERENCE else where,
         "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
     }
+
+
+def _metadata(notebook: nbformat.NotebookNode, stamp: dict) -> dict:
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
     front = notebook.metadata.get("chapter", {})
     return {

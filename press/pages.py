@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from press import audit, outputs
+from press.digest import digest
 from press.paths import CHAPTERS, RECORDS, executed_chapters
 
 LEDGER_HEAD = """\
@@ -60,7 +61,7 @@ def ledger(pages: list[Path], gpu: dict | None) -> str:
         claims=len(everything),
         chapters=len(pages),
         argued=round(audit.argued_share(everything) * len(everything)),
-        gpu=_gpu_words(gpu),
+        gpu=_gpu_words(gpu, [page.stem for page in pages]),
     )
     sections = [_section(page, found[page.stem], gpu) for page in pages]
     return "\n".join([head, *sections])
@@ -89,6 +90,7 @@ def _section(page: Path, claims: list[dict], gpu: dict | None) -> str:
         return f"## {_title(page)}\n\nNo claims.\n"
     lines = [
         f"## {_title(page)}\n",
+        *_changed_words(page, gpu),
         "::::{list-table}\n:header-rows: 1\n:class: ledger\n",
         "* - Where\n  - Statement\n  - Kind\n  - Measured on CPU\n  - Measured on GPU\n  - Bound",
     ]
@@ -119,10 +121,32 @@ def _measured(claim: dict | None) -> str:
     return (value if isinstance(value, str) else f"{value:.6g}") + spread
 
 
-def _gpu_words(gpu: dict | None) -> str:
+def _gpu_words(gpu: dict | None, chapters: list[str]) -> str:
     if gpu is None:
         return "The book has not been run on a GPU yet: that column is empty."
-    return "The GPU column was measured on {card} with torch {torch} on {date}.".format(**gpu)
+    words = (
+        "The GPU column was measured on {card}, driver {driver}, with torch {torch} on {date}, "
+        "of commit `{commit:.12}`."
+    ).format(**gpu)
+    if missing := [name for name in chapters if name not in gpu["chapters"]]:
+        words += f" It misses {len(missing)} of the chapters: {', '.join(missing)}."
+    return words
+
+
+def _changed_words(page: Path, gpu: dict | None) -> list[str]:
+    """Values of another text are not shown without a word."""
+    ran = (gpu or {}).get("chapters", {}).get(page.stem)
+    if ran is None or ran["digest"] == digest(page):
+        return []
+    return ["The chapter, or code that it runs, has changed since it ran on the GPU.\n"]
+
+
+def _recorded(path: Path) -> dict | None:
+    """Read what was measured on a GPU, where it has been; a trial on a CPU is no such record."""
+    gpu = json.loads(path.read_text()) if path.exists() else None
+    if gpu is not None and gpu["device"] != "cuda":
+        raise ValueError(f"{path}: was measured on {gpu['device']}, not on a GPU")
+    return gpu
 
 
 def _literal(text: str) -> str:
@@ -137,8 +161,7 @@ def _title(page: Path) -> str:
 def main() -> None:
     """Write ``chapters/claims.md`` and ``chapters/theorems.md``."""
     pages = executed_chapters()
-    record = RECORDS / "gpu.json"
-    gpu = json.loads(record.read_text()) if record.exists() else None
+    gpu = _recorded(RECORDS / "gpu.json")
     (CHAPTERS / "claims.md").write_text(ledger(pages, gpu))
     (CHAPTERS / "theorems.md").write_text(index(pages))
 

@@ -17,6 +17,7 @@ from sphinx.util import logging
 from sphinxcontrib import katex
 
 from press import katex_server, outputs
+from press.address import address
 from press.paths import CHAPTERS, ROOT, executed_chapters
 
 ASSETS = ROOT / "press" / "assets"
@@ -32,15 +33,14 @@ def configure(app: Sphinx, config: Config) -> None:
         FileNotFoundError: if KaTeX is not installed (``make setup`` brings it).
     """
     config.exclude_patterns += [f"chapters/{page.name}" for page in executed_chapters()]
-    config.html_static_path += [str(ASSETS), str(_vendor_katex())]
+    # Relative to the book: Sphinx writes a digest of these words among the pages.
+    config.html_static_path += [os.path.relpath(x, ROOT) for x in (ASSETS, _vendor_katex())]
     config.html_css_files = [*config.html_css_files, "book.css"]
     config.html_js_files = [*config.html_js_files, "book.js"]
     options = config.html_theme_options
-    repository = os.environ.get("GRADBOOK_REPOSITORY")
-    if repository:
-        options["repository_url"] = repository
+    if published := address():
+        options["repository_url"] = published.repository
         options["repository_branch"] = os.environ.get("GRADBOOK_BRANCH", "main")
-        options["launch_buttons"] = {"colab_url": "https://colab.research.google.com"}
         for button in ("repository", "issues", "edit_page"):
             options[f"use_{button}_button"] = True
 
@@ -96,11 +96,6 @@ def strip_html(markdown: str, notebook: dict) -> str:
         "Follows": front["article"],
         "Last checked": f"{stamp['date']}, torch {stamp['torch']}, {stamp['device']}",
     }
-    if repository := os.environ.get("GRADBOOK_REPOSITORY"):
-        facts["In Colab, first run"] = (
-            f"!git clone -q --depth 1 {repository} book && pip install -q --no-deps ./book"
-        )
-        facts["then"] = "%cd book/chapters"
     rows = "".join(
         f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in facts.items()
     )
@@ -109,8 +104,8 @@ def strip_html(markdown: str, notebook: dict) -> str:
 
 def name_the_repository(app: Sphinx, name: str, source: list[str]) -> None:
     """Write the repository's address into the commands that a reader copies, where it is known."""
-    if repository := os.environ.get("GRADBOOK_REPOSITORY"):
-        source[0] = source[0].replace("ADDRESS-OF-THE-REPOSITORY", repository)
+    if published := address():
+        source[0] = source[0].replace("ADDRESS-OF-THE-REPOSITORY", published.repository)
 
 
 def skip_field_aliases(_: Sphinx, __: str, ___: str, member: Any, skip: bool, ____: Any) -> bool:
@@ -152,6 +147,8 @@ def setup(app: Sphinx) -> dict:
     """Connect the extension."""
     use_the_packaged_node()
     app.setup_extension("press.theme")
+    app.setup_extension("press.colab.builder")
+    app.setup_extension("press.buttons")
     # A value of the configuration, so that pages are written again when it changes.
     app.add_config_value("gradbook_repository", os.environ.get("GRADBOOK_REPOSITORY", ""), "env")
     app.connect("config-inited", configure)

@@ -42,3 +42,15 @@ def test_spread_covers_one_more_seed_as_often_as_it_says():
 def test_spread_refuses_what_has_none(values):
     with pytest.raises(ValueError, match="values: "):
         reader.spread(torch.tensor(values))
+
+
+def test_a_wheel_holds_the_records_and_the_current_folder_comes_first(tmp_path, monkeypatch):
+    packaged = tmp_path / "site-packages"
+    packaged.mkdir()
+    (packaged / "one.json").write_text('{"from": "the package"}')
+    monkeypatch.setattr(reader, "PACKAGED", packaged)
+    monkeypatch.chdir(tmp_path)
+    assert reader.load("one") == {"from": "the package"}
+    (tmp_path / "records").mkdir()
+    (tmp_path / "records" / "one.json").write_text('{"from": "the folder"}')
+    assert reader.load("one") == {"from": "the folder"}

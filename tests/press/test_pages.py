@@ -7,6 +7,16 @@ import pytest
 
 from gradbook.claims import Claim
 from press import pages
+from press.digest import digest
+
+GPU = {
+    "device": "cuda",
+    "card": "Card X",
+    "driver": "580.1",
+    "torch": "2.13.0",
+    "date": "2026-01-02",
+    "commit": "abcdef0123456789",
+}
 
 
 def write(folder, name, title, claims, body=""):
@@ -132,10 +142,8 @@ def test_the_gpu_column_is_filled_from_the_record_of_a_run(tmp_path):
     third = Claim("thm-c", "s", "exact", 3.0, None, "b")
     chapters = [write(tmp_path, "one", "First", [first, second, third])]
     chapters.append(write(tmp_path, "two", "Second", [first]))
-    gpu = {
-        "card": "Card X",
-        "torch": "2.13.0",
-        "date": "2026-01-02",
+    gpu = GPU | {
+        "chapters": {"one": {"digest": digest(chapters[0]), "seconds": 1.0}},
         "claims": {
             "one": [
                 {"label": "thm-a", "statement": "t", "measured": 2.25, "stderr": 0.25},
@@ -147,7 +155,28 @@ def test_the_gpu_column_is_filled_from_the_record_of_a_run(tmp_path):
     text = pages.ledger(chapters, gpu)
     assert [row[4] for row in rows(text)] == ["inf", "2.25 ± 0.25", "–", "–"]
     assert [row[3] for row in rows(text)] == ["1", "2 ± 0.5", "3", "1"]
-    assert "measured on Card X with torch 2.13.0 on 2026-01-02" in text
+    assert (
+        "The GPU column was measured on Card X, driver 580.1, with torch 2.13.0 on 2026-01-02, "
+        "of commit `abcdef012345`. It misses 1 of the chapters: two.\n"
+    ) in text
+    assert "has changed since" not in text
+
+
+@pytest.mark.parametrize("ran", [["one"], ["one", "two"]])
+def test_values_of_a_text_that_changed_are_not_shown_without_a_word(tmp_path, ran):
+    first = Claim("thm-a", "s", "exact", 1.0, None, "b")
+    chapters = [write(tmp_path, name, name.title(), [first]) for name in ("one", "two")]
+    row = {"label": "thm-a", "statement": "s", "measured": 2.0, "stderr": None}
+    gpu = GPU | {
+        "chapters": {name: {"digest": digest(tmp_path / f"{name}.md")} for name in ran},
+        "claims": {name: [row] for name in ran},
+    }
+    chapters[0].write_text(chapters[0].read_text() + "\nMore.\n")
+    text = pages.ledger(chapters, gpu)
+    one, two = text.split("## Two")
+    assert "ran on the GPU.\n\n::::{list-table}" in one
+    assert "has changed since" not in two
+    assert ("misses" in one) == (ran == ["one"])
 
 
 def test_the_index_lists_statements_and_exercises_in_order(tmp_path):
@@ -170,7 +199,7 @@ def test_the_index_lists_statements_and_exercises_in_order(tmp_path):
 @pytest.mark.parametrize("recorded", [False, True])
 def test_main_writes_both_pages(tmp_path, monkeypatch, recorded):
     page = write(tmp_path, "one", "First", [Claim("thm-a", "s", "exact", 1.0, None, "b")])
-    gpu = {"card": "Card X", "torch": "2.13.0", "date": "2026-01-02", "claims": {}}
+    gpu = GPU | {"claims": {}, "chapters": {}}
     if recorded:
         (tmp_path / "gpu.json").write_text(json.dumps(gpu))
     monkeypatch.setattr(pages, "executed_chapters", lambda: [page])
@@ -179,3 +208,12 @@ def test_main_writes_both_pages(tmp_path, monkeypatch, recorded):
     pages.main()
     assert (tmp_path / "claims.md").read_text() == pages.ledger([page], gpu if recorded else None)
     assert (tmp_path / "theorems.md").read_text() == pages.index([page])
+
+
+def test_a_trial_on_a_cpu_does_not_reach_the_ledger(tmp_path, monkeypatch):
+    (tmp_path / "gpu.json").write_text(json.dumps(GPU | {"device": "cpu"}))
+    monkeypatch.setattr(pages, "executed_chapters", lambda: [])
+    monkeypatch.setattr(pages, "CHAPTERS", tmp_path)
+    monkeypatch.setattr(pages, "RECORDS", tmp_path)
+    with pytest.raises(ValueError, match=r"gpu.json: was measured on cpu, not on a GPU"):
+        pages.main()

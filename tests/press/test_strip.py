@@ -1,6 +1,7 @@
 """The strip of facts under a chapter's title, and the button that edits its source."""
 
 import html
+import os
 import re
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ chapter:
   gpu: not needed
 ---
 """
-REPOSITORY = "https://example.org/book?a&b"
+REPOSITORY = "https://example.org/some/book"
 
 
 @pytest.fixture(autouse=True)
@@ -63,15 +64,6 @@ def test_the_device_is_escaped():
     assert facts(device="<b>Card</b>")["Last checked"].endswith("torch 2.13.0, <b>Card</b>")
 
 
-def test_the_line_for_colab_is_there_once_the_repository_is_known(monkeypatch):
-    assert "In Colab, first run" not in facts()
-    monkeypatch.setenv("GRADBOOK_REPOSITORY", REPOSITORY)
-    found = facts()
-    assert list(found)[-2:] == ["In Colab, first run", "then"]
-    assert f"git clone -q --depth 1 {REPOSITORY} book &&" in found["In Colab, first run"]
-    assert found["then"] == "%cd book/chapters"
-
-
 @pytest.mark.parametrize(("name", "suffix"), [("chapters/a", ".md"), ("chapters/b", ".ipynb")])
 def test_the_edit_button_leads_to_the_hand_written_page(tmp_path, monkeypatch, name, suffix):
     (tmp_path / "chapters").mkdir()
@@ -101,7 +93,7 @@ def options(monkeypatch, tmp_path):
         )
         site.configure(None, config)
         assert config.exclude_patterns == ["docs/**", "chapters/x.md"]
-        assert config.html_static_path == [str(site.ASSETS), str(tmp_path)]
+        assert config.html_static_path == ["press/assets", os.path.relpath(tmp_path, site.ROOT)]
         assert config.html_css_files == ["a.css", "book.css"]
         assert config.html_js_files == ["a.js", "book.js"]
         return config.html_theme_options
@@ -118,7 +110,6 @@ def test_buttons_appear_when_the_repository_is_set(options, monkeypatch):
     found = options()
     assert found["repository_url"] == REPOSITORY
     assert found["repository_branch"] == "main"
-    assert found["launch_buttons"] == {"colab_url": "https://colab.research.google.com"}
     assert all(found[button] for button in BUTTONS)
     monkeypatch.setenv("GRADBOOK_BRANCH", "next")
     assert options()["repository_branch"] == "next"

@@ -86,7 +86,9 @@ def reviews_file() -> Path:
         path = place / "reviews" / ARCHIVE
         if path.is_file():
             return path
-    raise FileNotFoundError("The reviews are not on this machine: run `make data`")
+    raise FileNotFoundError(
+        "The reviews are not on this machine: run `make data`, or python -m gradbook.fetch"
+    )
 
 
 def sentiment(snippets: Snippets, least: float = 0.5) -> Labelled:

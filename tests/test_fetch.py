@@ -9,9 +9,8 @@ import tarfile
 import pytest
 from tqdm import tqdm
 
-from gradbook import data
+from gradbook import data, fetch
 from gradbook.language import reviews
-from press import fetch
 
 APT_GET = """#!/bin/sh
 echo "$@" "PYTHONPATH=$PYTHONPATH" >> {asked}
@@ -266,10 +265,9 @@ def test_another_archive_of_reviews_is_refused(opinions, tmp_path, monkeypatch):
 def test_a_set_that_cannot_be_brought_does_not_stop_the_others(
     archive, opinions, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(fetch, "ROOT", tmp_path)
     monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
     monkeypatch.setattr(data, "fashion_mnist_folder", lambda: tmp_path / "absent")
-    assert fetch.main() == 1
+    assert fetch.main([]) == 1
     said = capsys.readouterr()
     assert "Fashion-MNIST: There is no apt on this machine. Install" in said.err
     assert f"Shakespeare: {tmp_path / '.cache' / 'data' / 'shakespeare'}" in said.out
@@ -285,5 +283,16 @@ def test_what_is_there_is_not_brought_again(
         (tmp_path / folder).mkdir()
         path.rename(tmp_path / folder / path.name)
     monkeypatch.setattr(fetch, "_run", lambda *_: pytest.fail("something was brought"))
-    assert fetch.main() == 0
+    assert fetch.main([]) == 0
     assert str(tmp_path / "fashion-mnist") in capsys.readouterr().out
+
+
+def test_the_sets_that_are_named_are_brought_and_no_others(opinions, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(fetch, "fashion_mnist", lambda _: pytest.fail("not asked for"))
+    monkeypatch.setattr(fetch, "shakespeare", lambda _: pytest.fail("not asked for"))
+    monkeypatch.chdir(tmp_path)
+    assert fetch.main(["reviews"]) == 0
+    assert capsys.readouterr().out == f"Reviews: {reviews.reviews_file()}\n"
+    with pytest.raises(SystemExit, match="2"):
+        fetch.main(["reviews", "mnist"])
+    assert "no such data: mnist; there are fashion-mnist, shakespeare" in capsys.readouterr().err

@@ -1,0 +1,1 @@
+"""Notebooks for Colab: the chapters with their MyST resolved to Markdown that any notebook shows."""
