@@ -91,6 +91,8 @@ test-gpu: device data
 
 # Nothing falls back to the CPU where a GPU was asked for; DEVICE=cpu tries the path without one.
 test-gpu gpu-record: export GRADBOOK_DEVICE := $(or $(DEVICE),cuda)
+# A GPU convolves float32 with ten bits of precision unless it is told not to.
+test-gpu: export NVIDIA_TF32_OVERRIDE := 0
 
 .PHONY: device
 device: $(READY)

@@ -36,7 +36,7 @@ value = 6 * 7
 
 ```{code-cell} python
 print(value)
-for name in ("OMP_NUM_THREADS", "IPYTHONDIR", "MPLBACKEND"):
+for name in ("OMP_NUM_THREADS", "IPYTHONDIR", "MPLBACKEND", "NVIDIA_TF32_OVERRIDE"):
     print(os.environ[name])
 print(os.getcwd())
 ```
@@ -108,6 +108,7 @@ def test_a_page_is_run_stamped_and_fresh_until_it_is_edited(chapters, monkeypatc
         "1",
         str(ROOT / "press" / "ipython"),
         "module://matplotlib_inline.backend_inline",
+        "0",
         str(page.parent),
     ]
 
