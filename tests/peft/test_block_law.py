@@ -149,6 +149,13 @@ def test_masses_are_a_law_and_symmetric(magnitudes, block):
     assert masses[-1] >= 1 / (2 * block) - 1e-12
 
 
+def test_levels_that_nearly_coincide_have_no_mass_below_zero():
+    x = vector(0.5, 0.625, 0.75, 0.9999999999999999, 1.0)
+    code = torch.cat((-x.flip(0), x))
+    assert (block_law.level_masses(code, 2) >= 0).all()
+    assert 0 < block_law.code_entropy(code, 2) < 4
+
+
 def test_masses_and_entropy_are_those_of_draws():
     code, block = vector(-1, -0.2, 0.5, 0.9), 8
     x = drawn(20_000, block, seed=4)

@@ -279,7 +279,8 @@ def _squared(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def _masses(below: Tensor) -> Tensor:
-    return torch.cat((below[:1], below.diff(), 1 - below[-1:]))
+    # Between two edges that nearly coincide rounding may leave less than nothing.
+    return torch.cat((below[:1], below.diff(), 1 - below[-1:])).clamp_min(0)
 
 
 def _phi(x: Tensor) -> Tensor:
