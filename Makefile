@@ -183,15 +183,15 @@ upstream: ## make VENV anew with the newest versions (PRE=--pre: unfinished ones
 	@touch $(READY)
 
 # A copy is migrated, since the migration renames files. Its log names what it does not know.
-BOOK2 := _build/book2-venv/bin
-.PHONY: book2
-book2: $(READY) ## migrate a copy to Jupyter Book 2 and build it in _build/book2; it fetches a theme
+BOOK_TWO := _build/book-two-venv/bin
+.PHONY: book-two
+book-two: $(READY) ## migrate a copy to Jupyter Book 2 and build it in _build/book-two; it fetches a theme
 	$(PY) -m press.pages
-	$(PYTHON) -m venv _build/book2-venv
-	$(BOOK2)/python -m pip install --quiet --upgrade 'jupyter-book>=2'
-	rm -rf _build/book2 && git checkout-index --all --prefix=_build/book2/
-	cp chapters/claims.md chapters/theorems.md _build/book2/chapters/
-	cd _build/book2 && export PATH="$(abspath $(BOOK2)):$$PATH:$(abspath $(VENV)/bin)" && \
+	$(PYTHON) -m venv _build/book-two-venv
+	$(BOOK_TWO)/python -m pip install --quiet --upgrade 'jupyter-book>=2'
+	rm -rf _build/book-two && git checkout-index --all --prefix=_build/book-two/
+	cp chapters/claims.md chapters/theorems.md _build/book-two/chapters/
+	cd _build/book-two && export PATH="$(abspath $(BOOK_TWO)):$$PATH:$(abspath $(VENV)/bin)" && \
 		printf 'y\n' | jupyter-book init --project --site && jupyter-book build --html --ci
 
 # A package that cannot be looked up must not pass for a safe one: --strict.
