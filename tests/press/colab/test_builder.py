@@ -5,10 +5,12 @@ import json
 import nbformat
 import pytest
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 from sphinx.util.docutils import docutils_namespace
 
 from press import wheels
-from press.colab import builder, notebook
+from press.colab import builder, markdown, notebook
+from press.colab.inline import Page
 from press.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -172,7 +174,7 @@ def test_the_cover_says_what_was_checked_and_the_cell_installs_the_wheel_beside_
     assert cover.startswith("# A page\n\n*A chapter of **Gradients Through Everything**")
     assert "on 2026-01-02, with torch 2.13.0 on CPU, where it ran for 4 s." in cover
     assert "**Downloads:** a set, 3 MB; weights." in cover
-    assert f'%pip install -q --no-deps "./{builder.wheel()}"' in cell
+    assert f'%pip install -q --no-deps "./{builder.wheel_name()}"' in cell
     assert wheels.pins(ROOT, "3.12")["gguf"].split()[0] in cell
 
 
@@ -187,5 +189,16 @@ def test_a_published_book_is_installed_from_its_commit_and_links_to_its_site(tmp
 
 def test_myst_that_is_left_stops_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(notebook, "MYST_LEFT", ((r"Takeaway", "a word"),))
-    with pytest.raises(ValueError, match="MyST is left:\npage-2: a word: 'Takeaway'"):
+    with pytest.raises(
+        SphinxError, match="chapters/page: .*MyST is left: page-2: a word: 'Takeaway'"
+    ):
         build(tmp_path / "book", monkeypatch)
+
+
+def test_a_link_to_nothing_stops_the_build_and_so_does_a_node_without_a_rule(tmp_path, monkeypatch):
+    monkeypatch.setattr(Page, "anchors", lambda *_: "")
+    with pytest.raises(SphinxError, match="chapters/page: .*links lead nowhere: equation-eq-a"):
+        build(tmp_path / "one", monkeypatch)
+    monkeypatch.setitem(markdown.BLOCKS, "admonition", None)
+    with pytest.raises(SphinxError, match="chapters/page: .*line .*<admonition> has no rule"):
+        build(tmp_path / "two", monkeypatch)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
+import torch
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from press.colab import check
 
@@ -93,7 +94,11 @@ def test_no_kernel_is_left_behind(environment, tmp_path):
 
 @pytest.mark.parametrize(
     ("torches", "expected"),
-    [("['2.11.0']", "ok: 1 claims hold with torch ['2.11.0']"), (None, "failed: torch was")],
+    [
+        ([["2.11.0"], ["2.11.0"]], "ok: 1 claims hold with torch 2.11.0"),
+        ([["2.11.0"], ["2.11.0", "2.13.0"]], "failed: torch was"),
+        ([[], []], "failed: torch was"),
+    ],
 )
 def test_a_second_torch_is_a_fault(tmp_path, monkeypatch, torches, expected):
     one = notebook("1", outputs=[CLAIM])
@@ -103,11 +108,11 @@ def test_a_second_torch_is_a_fault(tmp_path, monkeypatch, torches, expected):
         nbformat.write(one, folder / "a.ipynb")
     (built / "gradbook.whl").touch()
     seen = []
-    answers = iter([torches, torches] if torches else ["['2.11.0']", "['2.11.0', '2.13.0']"])
+    answers = iter(torches)
     monkeypatch.setattr(check, "BUILT", built)
     monkeypatch.setattr(check, "CHAPTERS", chapters)
     monkeypatch.setattr(check, "fresh", lambda _, folder: folder / "bin" / "python")
-    monkeypatch.setattr(check, "_torches", lambda _: next(answers))
+    monkeypatch.setattr(check, "torches", lambda _: next(answers))
 
     def run(path, _, folder):
         seen.extend(sorted(file.name for file in folder.iterdir()))
@@ -146,3 +151,25 @@ def test_without_notebooks_the_check_says_what_builds_them(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="2"):
         check.main([])
     assert "there are no notebooks: make colab" in capsys.readouterr().err
+    (tmp_path / "vae.ipynb").touch()
+    with pytest.raises(SystemExit, match="2"):
+        check.main(["vea"])
+    assert "no such notebook: vea" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_torch_of_a_python_is_named(environment):
+    assert check.torches(environment) == [torch.__version__]
+
+
+@pytest.mark.parametrize(
+    "fault", [DeadKernelError("died"), CellTimeoutError("slow"), check.CheckError("x")]
+)
+def test_a_notebook_that_fails_does_not_end_the_check(tmp_path, monkeypatch, fault):
+    def fail(*_):
+        raise fault
+
+    (tmp_path / "a.ipynb").touch()
+    monkeypatch.setattr(check, "BUILT", tmp_path)
+    monkeypatch.setattr(check, "fresh", fail)
+    assert check.checked("a", None) == f"failed: {fault}"
