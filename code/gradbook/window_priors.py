@@ -170,7 +170,8 @@ class WindowPrior(nn.Module):
         """
 
         def told(where: Window) -> Tensor:
-            tops, lefts = (torch.tensor([start], device="cpu") for start in where[:2])
+            here = self.transformer.start.device
+            tops, lefts = (torch.tensor([start], device=here) for start in where[:2])
             return self.prefix(places(tops, lefts, height, width, self.side))[0]
 
         return told

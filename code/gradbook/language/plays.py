@@ -203,4 +203,6 @@ def _content(path: Path, name: str) -> bytes:
             found = [member for member in archive if fnmatch(member.name, name)]
             return archive.extractfile(found[0]).read()
     except (tarfile.TarError, EOFError, zlib.error, OSError, IndexError) as error:
-        raise ValueError(f"{path} is damaged: run `make data`") from error
+        raise ValueError(
+            f"{path} is damaged: run `make data`, or python -m gradbook.fetch"
+        ) from error

@@ -124,7 +124,9 @@ def _content(path: Path, name: str) -> bytes:
     try:
         return _member(_member(packed, INNER), name)
     except (tarfile.TarError, EOFError, zlib.error, OSError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: run `make data`") from error
+        raise ValueError(
+            f"{path} is damaged: run `make data`, or python -m gradbook.fetch"
+        ) from error
 
 
 def _member(packed: bytes, name: str) -> bytes:
