@@ -17,15 +17,16 @@ from press.colab.inline import Page, inline
 from press.paths import CHAPTERS, ROOT
 
 COVER = """\
-*A chapter of **Gradients Through Everything**, an executable book{where}.
+*A chapter of **Gradients Through Everything**, an executable book{where}. It follows {article}.
 Its outputs were checked on {date}, with torch {torch} on {device}, where it ran for {seconds:.0f} s.*
 
 **GPU:** {gpu}. **Downloads:** {brought}.
 
-The next cell installs what the chapter needs beyond what Colab has; run it first.
-Code that draws a figure is folded, and so are the solutions of the
-exercises: the arrow at a heading opens them.
+The next cell installs what the chapter needs beyond what Colab has; run it first{beside}.
+The code of figures and of the set-up is folded: a double click on its title opens it.
+The solutions of the exercises are folded too, and a few long outputs: the arrow beside them opens them.
 A *claim* holds a number against a bound, and stops the notebook where it misses it."""
+BESIDE = """, with `{wheel}` from the same place beside this notebook"""
 
 
 class ColabBuilder(Builder):
@@ -88,17 +89,20 @@ class ColabBuilder(Builder):
         """Nothing is shared by the notebooks but the wheel, which ``make colab`` puts beside them."""
 
     def _cover(self, path: Path, checked: dict) -> notebook.Cover:
-        where = ""
+        stamp, front = checked["metadata"]["gradbook"], checked["metadata"]["chapter"]
+        facts = dict(stamp, article=front["article"], gpu=front["gpu"])
+        # The first cell brings what on a checkout a command does.
+        facts["brought"] = front["downloads"].replace(", by make data", "")
         if self.published:
             page = f"{self.published.site}/chapters/{path.stem}.html"
-            where = f" ([this page on its site]({page}))"
-        stamp, front = checked["metadata"]["gradbook"], checked["metadata"]["chapter"]
-        # The first cell brings what on a checkout a command does.
-        brought = front["downloads"].replace(", by make data", "")
-        words = COVER.format(where=where, brought=brought, gpu=front["gpu"], **stamp)
+            requirement = self.published.requirement()
+            facts |= {"where": f" ([this page on its site]({page}))", "beside": ""}
+        else:
+            requirement = f"./{wheel_name()}"
+            facts |= {"where": "", "beside": BESIDE.format(wheel=wheel_name())}
         pins = install.pinned(install.missing(path, self.has), self.pins)
-        requirement = self.published.requirement() if self.published else f"./{wheel_name()}"
-        return notebook.Cover(words, install.first_cell(requirement, pins, needs.data_of(path)))
+        cell = install.first_cell(requirement, pins, needs.data_of(path))
+        return notebook.Cover(COVER.format(**facts), cell)
 
 
 def wheel_name() -> str:

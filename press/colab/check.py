@@ -35,9 +35,7 @@ CELL_TIMEOUT_SECONDS = 900
 # Over TCP the kernel would warn that its loopback sockets are not encrypted.
 QUIET = "--IPKernelApp.log_level=40"
 PLACES = "import json, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
-TORCHES = (
-    "import importlib.metadata as m; print([d.version for d in m.distributions(name='torch')])"
-)
+TORCHES = "import importlib.metadata as m, json; print(json.dumps([d.version for d in m.distributions(name='torch')]))"
 
 
 class CheckError(RuntimeError):

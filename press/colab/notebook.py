@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 from markdown_it import MarkdownIt
@@ -131,7 +132,7 @@ def myst_left(notebook: dict[str, Any]) -> list[str]:
 
 def _left_in(tokens: list[Token]) -> Iterator[str]:
     """Look at words; a role ends where its code begins."""
-    for token, after in zip(tokens, [*tokens[1:], None], strict=True):
+    for token, after in zip_longest(tokens, tokens[1:]):
         for pattern, what in MYST_LEFT:
             match = re.search(pattern, token.content) if token.type == "text" else None
             if match and (what != "a role" or (after and after.type == "code_inline")):

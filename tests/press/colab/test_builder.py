@@ -105,7 +105,11 @@ def run_notebook():
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
-        "chapter": {"gpu": "not needed", "downloads": "a set, 3 MB, by make data; weights"},
+        "chapter": {
+            "gpu": "not needed",
+            "downloads": "a set, 3 MB, by make data; weights",
+            "article": "an article",
+        },
         "gradbook": {"date": "2026-01-02", "torch": "2.13.0", "device": "CPU", "seconds": 4.2},
     }
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
@@ -174,6 +178,8 @@ def test_the_cover_says_what_was_checked_and_the_cell_installs_the_wheel_beside_
     assert cover.startswith("# A page\n\n*A chapter of **Gradients Through Everything**")
     assert "on 2026-01-02, with torch 2.13.0 on CPU, where it ran for 4 s." in cover
     assert "**Downloads:** a set, 3 MB; weights." in cover
+    assert "It follows an article." in cover
+    assert f"with `{builder.wheel_name()}` from the same place beside this notebook" in cover
     assert f'%pip install -q --no-deps "./{builder.wheel_name()}"' in cell
     assert wheels.pins(ROOT, "3.12")["gguf"].split()[0] in cell
 
@@ -184,6 +190,7 @@ def test_a_published_book_is_installed_from_its_commit_and_links_to_its_site(tmp
     found = sources(build(tmp_path / "book", monkeypatch, **where) / "page.ipynb")
     assert f'"gradbook @ git+https://github.com/o/n@{commit}"' in found[1]
     assert "(https://o.github.io/n/chapters/page.html)" in found[0]
+    assert "beside this notebook" not in found[0]
     assert "[Theorem 2.1](https://o.github.io/n/chapters/other.html#thm-other)" in found[2]
 
 
