@@ -35,7 +35,10 @@ CELL_TIMEOUT_SECONDS = 900
 # Over TCP the kernel would warn that its loopback sockets are not encrypted.
 QUIET = "--IPKernelApp.log_level=40"
 PLACES = "import json, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
-TORCHES = "import importlib.metadata as m, json; print(json.dumps([d.version for d in m.distributions(name='torch')]))"
+TORCHES = (
+    "import json; from importlib.metadata import distributions; "
+    "print(json.dumps([one.version for one in distributions(name='torch')]))"
+)
 
 
 class CheckError(RuntimeError):

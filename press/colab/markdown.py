@@ -87,7 +87,12 @@ def _section(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 
 
 def _title(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
-    yield f"{'#' * depth} {page.anchors(node.parent)}{inline(node, page)}"
+    # Before the heading, whose words an outline shows; the title of the page must come first.
+    anchors = page.anchors(node.parent)
+    heading = f"{'#' * depth} {inline(node, page)}"
+    yield from (
+        [f"{heading} {anchors}"] if anchors and depth == 1 else filter(None, [anchors, heading])
+    )
 
 
 def _paragraph(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
@@ -195,7 +200,9 @@ def _boxed(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 def _exercise(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     title = next((inline(x, page).strip() for x in node.children if x.tagname == "title"), "")
     number = page.number("exercise", node)
-    yield f"{'#' * (depth + 1)} {page.anchors(node)}Exercise {number} {title}".rstrip()
+    if anchors := page.anchors(node):
+        yield anchors
+    yield f"{'#' * (depth + 1)} Exercise {number} {title}".rstrip()
     for part in node.children:
         if part.tagname != "title":
             yield from _blocks(part, page, depth + 1)
@@ -213,11 +220,13 @@ def _solution(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 
 
 def _cell(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
+    figures = list(node.findall(nodes.figure))
+    # Above the picture, so that who follows a link sees it.
+    yield from filter(None, map(page.anchors, figures))
     yield Cell(node["cell_index"])
-    for figure in node.findall(nodes.figure):
-        number = page.number("figure", figure)
+    for figure in figures:
         caption = next(figure.findall(nodes.caption))
-        yield f"{page.anchors(figure)}*Figure {number}: {inline(caption, page)}*"
+        yield f"*Figure {page.number('figure', figure)}: {inline(caption, page)}*"
 
 
 def _quoted(text: str) -> str:

@@ -157,11 +157,12 @@ def test_every_kind_of_myst_becomes_plain_markdown(built):
         '<a name="equation-eq-a"></a>\n\n$$a\\lt b \\tag{1.1}$$\n\n'
         '<a name="mark"></a>A marked sentence.\n\n'
         '> <a name="thm-a"></a>**Theorem 1.1** (First)\n>\n> It holds, \\[[Who, 1900](#id2)\\].\n\n'
-        "*Proof.* So it is. $\\square$\n\n> **Takeaway**\n>\n> Draw.",
+        "*Proof.* So it is. $\\square$\n\n> **Takeaway**\n>\n> Draw.\n\n"
+        '<a name="fig-a"></a>',
         "#@title Show the code\nplot()",
-        '<a name="fig-a"></a>*Figure 1.1: a curve*',
-        "## Exercises",
-        '### <a name="ex-a"></a>Exercise 1.1 (Question)\n\nWhy?',
+        "*Figure 1.1: a curve*",
+        '## Exercises\n\n<a name="ex-a"></a>',
+        "### Exercise 1.1 (Question)\n\nWhy?",
         "#### Solution to Exercise 1.1 (Question)",
         "So, and",
         "2 + 2",

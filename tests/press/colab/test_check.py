@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -173,3 +174,16 @@ def test_a_notebook_that_fails_does_not_end_the_check(tmp_path, monkeypatch, fau
     monkeypatch.setattr(check, "BUILT", tmp_path)
     monkeypatch.setattr(check, "fresh", fail)
     assert check.checked("a", None) == f"failed: {fault}"
+
+
+@pytest.mark.parametrize(("said", "status"), [("ok: 3 claims", 0), ("failed: died", 1)])
+def test_the_exit_status_says_whether_all_notebooks_held(
+    tmp_path, monkeypatch, capsys, said, status
+):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ipynb").touch()
+    monkeypatch.setattr(check, "BUILT", tmp_path)
+    monkeypatch.setattr(check, "ProcessPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(check, "checked", lambda name, _: "ok: 1 claim" if name == "a" else said)
+    assert check.main(["--base", "python"]) == status
+    assert capsys.readouterr().out == f"a: ok: 1 claim\nb: {said}\n"

@@ -118,14 +118,17 @@ def test_what_would_be_folded_with_a_solution_is_refused():
 
 def test_a_figure_has_its_caption_below_the_cell():
     figure = nodes.figure("", nodes.image(), nodes.caption("", "a curve"), ids=["fig-a"])
-    assert made(cell(2, nodes.container("", figure))) == [Cell(2), "*Figure 3.5: a curve*"]
+    block = cell(2, nodes.container("", figure))
+    assert made(block) == [Cell(2), "*Figure 3.5: a curve*"]
+    assert made(block, of=page("fig-a"))[:2] == ['<a name="fig-a"></a>', Cell(2)]
 
 
 def test_headings_go_down_with_their_sections():
     inner = nodes.section("", nodes.title("", "Part"), text("words"), ids=["part"])
     outer = nodes.section("", nodes.title("", "Page"), inner, ids=["page"])
     found = made(outer, of=page("part"))
-    assert found == ["# Page", '## <a name="part"></a>Part', "words"]
+    assert found == ["# Page", '<a name="part"></a>', "## Part", "words"]
+    assert made(outer, of=page("page"))[0] == '# Page <a name="page"></a>'
 
 
 def test_a_listing_says_which_module_it_is_from():
