@@ -38,7 +38,7 @@ def test_claims_that_are_missing_are_a_fault(ran, wanted):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """A fresh environment over the packages of the Python that runs this."""
-    return check.fresh(Path(sys.executable), tmp_path_factory.mktemp("over") / "environment")
+    return check.over(Path(sys.executable), tmp_path_factory.mktemp("over") / "environment")
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_a_second_torch_is_a_fault(tmp_path, monkeypatch, torches, expected):
     answers = iter([torches, torches] if torches else ["['2.11.0']", "['2.11.0', '2.13.0']"])
     monkeypatch.setattr(check, "BUILT", built)
     monkeypatch.setattr(check, "CHAPTERS", chapters)
-    monkeypatch.setattr(check, "fresh", lambda _, folder: folder / "bin" / "python")
+    monkeypatch.setattr(check, "over", lambda _, folder: folder / "bin" / "python")
     monkeypatch.setattr(check, "_torches", lambda _: next(answers))
 
     def run(path, _, folder):
