@@ -117,10 +117,18 @@ def test_the_own_wheel_holds_nothing_old_and_leaves_nothing_behind(sources, tmp_
 
 def test_the_own_wheel_is_built_with_what_is_installed(sources, tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(wheels, "must", lambda command, **_: asked.append(command))
-    with pytest.raises(ValueError, match="not enough values"):  # Nothing was built.
-        wheels.build(sources, tmp_path)
-    assert {"--no-build-isolation", "--no-deps", "--no-index"} <= set(asked[0])
+
+    def must(command, **variables):
+        asked.append((set(command), variables))
+        made = Path(command[command.index("--wheel-dir") + 1])
+        made.mkdir()
+        (made / "a.whl").touch()
+
+    monkeypatch.setattr(wheels, "must", must)
+    assert wheels.build(sources, tmp_path) == tmp_path / "a.whl"
+    ((words, variables),) = asked
+    assert {"--no-build-isolation", "--no-deps", "--no-index"} <= words
+    assert variables == {"SOURCE_DATE_EPOCH": "315532800"}
 
 
 def test_a_wheel_that_cannot_be_built_says_why(sources, tmp_path):
