@@ -26,6 +26,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from tqdm import tqdm
 
 from press import outputs
+from press.carried import over
 from press.colab.install import LIST, colab_has
 from press.paths import CHAPTERS, ROOT
 
@@ -34,7 +35,6 @@ BASE = ROOT / ".cache" / "colab"
 CELL_TIMEOUT_SECONDS = 900
 # Over TCP the kernel would warn that its loopback sockets are not encrypted.
 QUIET = "--IPKernelApp.log_level=40"
-PLACES = "import json, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
 TORCHES = (
     "import json; from importlib.metadata import distributions; "
     "print(json.dumps([one.version for one in distributions(name='torch')]))"
@@ -68,26 +68,6 @@ def made_base(python: str, folder: Path = BASE) -> Path:
         subprocess.run([*pip, "--no-deps", *lines], check=True)
         shutil.copy(LIST, done)
     return folder / "bin" / "python"
-
-
-def fresh(base: Path, folder: Path) -> Path:
-    """Make an environment of nothing but pip that sees the packages of another.
-
-    Args:
-        base: the Python of the other.
-        folder: where it goes.
-
-    Returns:
-        Its Python.
-    """
-    subprocess.run([str(base), "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    asked = subprocess.run([str(base), "-c", PLACES], check=True, capture_output=True, text=True)
-    places = json.loads(asked.stdout)
-    asked = subprocess.run([str(python), "-c", PLACES], check=True, capture_output=True, text=True)
-    own = json.loads(asked.stdout)[-1]
-    Path(own, "base.pth").write_text("\n".join(places) + "\n")
-    return python
 
 
 def run(notebook: Path, python: Path, folder: Path) -> nbformat.NotebookNode:
@@ -167,7 +147,7 @@ def checked(name: str, base: Path) -> str:
             notebook = Path(shutil.copy(BUILT / f"{name}.ipynb", room / "work"))
             for wheel in BUILT.glob("*.whl"):
                 shutil.copy(wheel, room / "work")
-            python = fresh(base, room / "environment")
+            python = over(base, room / "environment")
             before = torches(python)
             ran = run(notebook, python, notebook.parent)
             after = torches(python)

@@ -40,7 +40,7 @@ def test_claims_that_are_missing_are_a_fault(ran, wanted):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """A fresh environment over the packages of the Python that runs this."""
-    return check.fresh(Path(sys.executable), tmp_path_factory.mktemp("over") / "environment")
+    return check.over(Path(sys.executable), tmp_path_factory.mktemp("over") / "environment")
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_a_second_torch_is_a_fault(tmp_path, monkeypatch, torches, expected):
     answers = iter(torches)
     monkeypatch.setattr(check, "BUILT", built)
     monkeypatch.setattr(check, "CHAPTERS", chapters)
-    monkeypatch.setattr(check, "fresh", lambda _, folder: folder / "bin" / "python")
+    monkeypatch.setattr(check, "over", lambda _, folder: folder / "bin" / "python")
     monkeypatch.setattr(check, "torches", lambda _: next(answers))
 
     def run(path, _, folder):
@@ -172,7 +172,7 @@ def test_a_notebook_that_fails_does_not_end_the_check(tmp_path, monkeypatch, fau
 
     (tmp_path / "a.ipynb").touch()
     monkeypatch.setattr(check, "BUILT", tmp_path)
-    monkeypatch.setattr(check, "fresh", fail)
+    monkeypatch.setattr(check, "over", fail)
     assert check.checked("a", None) == f"failed: {fault}"
 
 
