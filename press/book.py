@@ -10,12 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from press import wheels
 from press.address import address
 from press.paths import ROOT
 
 COLAB = ROOT / "_build" / "colab"
-# The earliest time that a wheel, which is a zip file, can hold: two wheels of one commit are equal.
-EPOCH = "315532800"
 
 
 def builder(*arguments: str) -> list[str]:
@@ -31,34 +30,18 @@ def builder(*arguments: str) -> list[str]:
     return [book, "build", "--nitpick", "--warningiserror", "--keep-going", "-q", *arguments, "."]
 
 
-def wheel(target: Path = COLAB) -> None:
-    """Build the wheel that notebooks of an unpublished book install.
-
-    Args:
-        target: the folder of the notebooks.
-
-    Raises:
-        subprocess.CalledProcessError: if it cannot be built, after it has said why.
-    """
-    # What an older build left there would go into the wheel.
-    shutil.rmtree(ROOT / "build", ignore_errors=True)
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(target)]
-    environment = os.environ | {"SOURCE_DATE_EPOCH": EPOCH}
-    subprocess.run([*command, "."], cwd=ROOT, env=environment, check=True, capture_output=True)
-    shutil.rmtree(ROOT / "build")
-
-
 def colab() -> None:
     """Build the notebooks, and the wheel where no repository is named that they could install from.
 
     Raises:
         subprocess.CalledProcessError: if a step fails, after it has said why.
+        PipError: if the wheel cannot be built.
     """
     shutil.rmtree(COLAB, ignore_errors=True)
     _run([sys.executable, "-m", "press.pages"])
     _run(builder("--builder", "custom", "--custom-builder", "colab"))
     if address() is None:
-        wheel()
+        wheels.build(ROOT, COLAB)
 
 
 def main(arguments: list[str]) -> int:
@@ -68,7 +51,7 @@ def main(arguments: list[str]) -> int:
         arguments: the command line without the program's name.
 
     Returns:
-        The exit status: that of the first step that failed, which has said why.
+        The exit status: that of the first step that failed, after the reason was printed.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("what", nargs="?", choices=["colab", "all"], default="all")
@@ -77,8 +60,10 @@ def main(arguments: list[str]) -> int:
         colab()
         if options.what == "all":
             _run(builder())
+    except wheels.PipError as error:
+        print(error, file=sys.stderr)
+        return 1
     except subprocess.CalledProcessError as error:
-        print((error.stderr or b"").decode(), end="", file=sys.stderr)
         return error.returncode
     return 0
 

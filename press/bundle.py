@@ -23,7 +23,7 @@ from gradbook.language import reviews
 from press import needs
 from press.gpu import COMMIT, RecordError, commit
 from press.paths import ROOT, executed_chapters
-from press.wheels import PipError, download, must, pins
+from press.wheels import PipError, build, download, pins
 
 FOLDER = ROOT / "_build" / "gpu"
 # What runs a chapter, besides what the chapter itself imports.
@@ -216,10 +216,7 @@ def _book(of: str, work: Path) -> tuple[Path, Path]:
     with tarfile.open(book, "w:gz") as packed:
         for name in (*BOOK, COMMIT):
             packed.add(work / "source" / name, name, filter=_runs)
-    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps"]
-    must([*command, "--wheel-dir", str(work / "own"), str(work / "source")])
-    (wheel,) = (work / "own").glob("*.whl")
-    return book, wheel
+    return book, build(work / "source", work / "own")
 
 
 def _runs(member: tarfile.TarInfo) -> tarfile.TarInfo | None:

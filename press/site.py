@@ -40,7 +40,7 @@ def configure(app: Sphinx, config: Config) -> None:
     options = config.html_theme_options
     if published := address():
         options["repository_url"] = published.repository
-        options["repository_branch"] = os.environ.get("GRADBOOK_BRANCH", "main")
+        options["repository_branch"] = "main"
         for button in ("repository", "issues", "edit_page"):
             options[f"use_{button}_button"] = True
 

@@ -1,6 +1,8 @@
-"""Wheels of what the book pins, for this Python or another: what to bring, and how pip brings it."""
+"""Wheels of what the book pins, for this Python or another, and of the book's own package."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +16,12 @@ from press.needs import target
 
 # As new a C library as torch's own wheels ask for.
 GLIBC = 28
+# All that the package is built from.
+SOURCES = ("code", "records", "pyproject.toml", "LICENSE")
+# What an older build left would go into the wheel.
+LEFT = shutil.ignore_patterns("*.egg-info", "__pycache__")
+# The earliest time that a wheel, which is a zip file, can hold: two wheels of one commit are equal.
+EPOCH = "315532800"
 
 
 class PipError(RuntimeError):
@@ -74,15 +82,46 @@ def download(wanted: Iterable[str], python: str, folder: Path) -> dict[str, Path
     return {parse_wheel_filename(path.name)[0]: path for path in sorted(folder.glob("*.whl"))}
 
 
-def must(command: list[str]) -> None:
+def build(root: Path, folder: Path) -> Path:
+    """Build the wheel of the book's own package with the setuptools that is installed here.
+
+    Args:
+        root: a checkout or a copy of one; nothing is written there.
+        folder: where the wheel goes.
+
+    Returns:
+        The wheel; two of the same sources are the same bytes.
+
+    Raises:
+        PipError: if it cannot be built.
+    """
+    # A builder of pip's own choice would be the newest, and no hash would guard it.
+    command = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-build-isolation", "--no-deps"]
+    command += ["--no-index", "--disable-pip-version-check"]
+    with tempfile.TemporaryDirectory() as work:
+        source, made = Path(work, "source"), Path(work, "made")
+        source.mkdir()
+        for path in (root / name for name in SOURCES):
+            if path.is_dir():
+                shutil.copytree(path, source / path.name, ignore=LEFT)
+            else:
+                shutil.copy(path, source)
+        must([*command, "--wheel-dir", str(made), str(source)], SOURCE_DATE_EPOCH=EPOCH)
+        (wheel,) = made.glob("*.whl")
+        folder.mkdir(parents=True, exist_ok=True)
+        return Path(shutil.copy(wheel, folder))
+
+
+def must(command: list[str], **variables: str) -> None:
     """Run a command of pip.
 
     Args:
         command: the command and its arguments.
+        **variables: variables of its environment.
 
     Raises:
         PipError: if it fails; the message holds what it said.
     """
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | variables)
     if done.returncode:
         raise PipError(f"`{' '.join(command[:5])} …` failed:\n{done.stderr.strip()}")

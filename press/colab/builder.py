@@ -8,22 +8,25 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.builders import Builder
+from sphinx.errors import SphinxError
 
 from press import needs, outputs, wheels
 from press.address import address
 from press.colab import install, markdown, notebook
+from press.colab.inline import Page, inline
 from press.paths import CHAPTERS, ROOT
 
 COVER = """\
-*A chapter of **Gradients Through Everything**, an executable book{where}.
+*A chapter of **Gradients Through Everything**, an executable book{where}. It follows {article}.
 Its outputs were checked on {date}, with torch {torch} on {device}, where it ran for {seconds:.0f} s.*
 
 **GPU:** {gpu}. **Downloads:** {brought}.
 
-The next cell installs what the chapter needs beyond what Colab has; run it first.
-Code that draws a figure is folded, and so are the solutions of the
-exercises: the arrow at a heading opens them.
+The next cell installs what the chapter needs beyond what Colab has; run it first{beside}.
+The code of figures and of the set-up is folded: a double click on its title opens it.
+The solutions of the exercises are folded too, and a few long outputs: the arrow beside them opens them.
 A *claim* holds a number against a bound, and stops the notebook where it misses it."""
+BESIDE = """, with `{wheel}` from the same place beside this notebook"""
 
 
 class ColabBuilder(Builder):
@@ -53,41 +56,56 @@ class ColabBuilder(Builder):
         self.works = dict(_works(self.env.get_and_resolve_doctree("chapters/bibliography", self)))
 
     def write_doc(self, docname: str, doctree: nodes.document) -> None:
-        """Write a chapter's notebook; other pages stay on the site."""
+        """Write a chapter's notebook; other pages stay on the site.
+
+        Raises:
+            SphinxError: if the chapter holds what plain Markdown cannot say, or the notebook is not sound.
+        """
         path = CHAPTERS / f"{Path(docname).name}.md"
-        if self.env.doc2path(docname).endswith(".ipynb"):
-            checked = outputs.load(path)
-            page = markdown.Page(
-                self.env.toc_fignumbers.get(docname, {}),
-                f"{self.published.site}" if self.published else "",
-                wanted_in(doctree),
-            )
-            found = markdown.pieces(doctree, page)
-            found += _references(page.cited, self.works)
-            made = notebook.assembled(path.stem, found, checked, self._cover(path, checked))
-            if left := notebook.myst_left(made):
-                raise ValueError("MyST is left:\n" + "\n".join(left))
-            target = Path(self.outdir, f"{path.stem}.ipynb")
-            target.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+        if not self.env.doc2path(docname).endswith(".ipynb"):
+            return
+        try:
+            made = self._made(path, docname, doctree)
+        except ValueError as error:
+            raise SphinxError(f"{docname}: the notebook for Colab: {error}") from error
+        target = Path(self.outdir, f"{path.stem}.ipynb")
+        target.write_text(json.dumps(made, indent=1, ensure_ascii=False) + "\n")
+
+    def _made(self, path: Path, docname: str, doctree: nodes.document) -> dict:
+        checked = outputs.load(path)
+        numbers = self.env.toc_fignumbers.get(docname, {})
+        site = self.published.site if self.published else ""
+        page = Page(numbers, site, wanted_in(doctree))
+        found = markdown.pieces(doctree, page)
+        found += _references(page.cited, self.works)
+        made = notebook.assembled(path.stem, found, checked, self._cover(path, checked))
+        if left := notebook.myst_left(made):
+            raise ValueError("MyST is left: " + "; ".join(left))
+        if lost := notebook.links_to_nothing(made):
+            raise ValueError(f"links lead nowhere: {', '.join(lost)}")
+        return made
 
     def finish(self) -> None:
         """Nothing is shared by the notebooks but the wheel, which ``make colab`` puts beside them."""
 
     def _cover(self, path: Path, checked: dict) -> notebook.Cover:
-        where = ""
+        stamp, front = checked["metadata"]["gradbook"], checked["metadata"]["chapter"]
+        facts = dict(stamp, article=front["article"], gpu=front["gpu"])
+        # The first cell brings what on a checkout a command does.
+        facts["brought"] = front["downloads"].replace(", by make data", "")
         if self.published:
             page = f"{self.published.site}/chapters/{path.stem}.html"
-            where = f" ([this page on its site]({page}))"
-        stamp, front = checked["metadata"]["gradbook"], checked["metadata"]["chapter"]
-        # The first cell brings what on a checkout a command does.
-        brought = front["downloads"].replace(", by make data", "")
-        words = COVER.format(where=where, brought=brought, gpu=front["gpu"], **stamp)
+            requirement = self.published.requirement()
+            facts |= {"where": f" ([this page on its site]({page}))", "beside": ""}
+        else:
+            requirement = f"./{wheel_name()}"
+            facts |= {"where": "", "beside": BESIDE.format(wheel=wheel_name())}
         pins = install.pinned(install.missing(path, self.has), self.pins)
-        requirement = self.published.requirement() if self.published else f"./{wheel()}"
-        return notebook.Cover(words, install.first_cell(requirement, pins, needs.data_of(path)))
+        cell = install.first_cell(requirement, pins, needs.data_of(path))
+        return notebook.Cover(COVER.format(**facts), cell)
 
 
-def wheel() -> str:
+def wheel_name() -> str:
     """Name the wheel that ``make colab`` puts beside the notebooks.
 
     Returns:
@@ -118,10 +136,10 @@ def _is_number_reference(node: nodes.Node) -> bool:
 
 def _works(bibliography: nodes.document) -> Iterator[tuple[str, str]]:
     """Yield the works of the bibliography, by identifier, in plain Markdown."""
-    nobody = markdown.Page({})
+    nobody = Page({})
     for work in bibliography.findall(nodes.citation):
         words = " ".join(
-            markdown.inline(part, nobody) for part in work.children if part.tagname == "paragraph"
+            inline(part, nobody) for part in work.children if part.tagname == "paragraph"
         )
         for name in work["ids"]:
             yield name, words

@@ -22,10 +22,11 @@ import nbformat
 from jupyter_client import KernelManager
 from jupyter_client.kernelspec import KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from tqdm import tqdm
 
 from press import outputs
+from press.carried import over
 from press.colab.install import LIST, colab_has
 from press.paths import CHAPTERS, ROOT
 
@@ -34,11 +35,9 @@ BASE = ROOT / ".cache" / "colab"
 CELL_TIMEOUT_SECONDS = 900
 # Over TCP the kernel would warn that its loopback sockets are not encrypted.
 QUIET = "--IPKernelApp.log_level=40"
-PLACES = (
-    "import json, site, sys; print(json.dumps([p for p in sys.path if p.endswith('-packages')]))"
-)
 TORCHES = (
-    "import importlib.metadata as m; print([d.version for d in m.distributions(name='torch')])"
+    "import json; from importlib.metadata import distributions; "
+    "print(json.dumps([one.version for one in distributions(name='torch')]))"
 )
 
 
@@ -69,26 +68,6 @@ def made_base(python: str, folder: Path = BASE) -> Path:
         subprocess.run([*pip, "--no-deps", *lines], check=True)
         shutil.copy(LIST, done)
     return folder / "bin" / "python"
-
-
-def fresh(base: Path, folder: Path) -> Path:
-    """Make an environment of nothing but pip that sees the packages of another.
-
-    Args:
-        base: the Python of the other.
-        folder: where it goes.
-
-    Returns:
-        Its Python.
-    """
-    subprocess.run([str(base), "-m", "venv", str(folder)], check=True)
-    python = folder / "bin" / "python"
-    asked = subprocess.run([str(base), "-c", PLACES], check=True, capture_output=True, text=True)
-    places = json.loads(asked.stdout)
-    asked = subprocess.run([str(python), "-c", PLACES], check=True, capture_output=True, text=True)
-    own = json.loads(asked.stdout)[-1]
-    Path(own, "base.pth").write_text("\n".join(places) + "\n")
-    return python
 
 
 def run(notebook: Path, python: Path, folder: Path) -> nbformat.NotebookNode:
@@ -129,12 +108,12 @@ def run(notebook: Path, python: Path, folder: Path) -> nbformat.NotebookNode:
     return read
 
 
-def compared(ran: dict[str, Any], checked: dict[str, Any]) -> int:
+def compared(ran: dict[str, Any], chapter: dict[str, Any]) -> int:
     """Compare the claims of a run with those of the chapter.
 
     Args:
         ran: the notebook that was run for Colab.
-        checked: the chapter's own notebook.
+        chapter: the chapter's own notebook.
 
     Returns:
         How many claims held.
@@ -144,7 +123,7 @@ def compared(ran: dict[str, Any], checked: dict[str, Any]) -> int:
     """
     found, wanted = (
         [(one["label"], one["statement"]) for one in outputs.claims(each)]
-        for each in (ran, checked)
+        for each in (ran, chapter)
     )
     if not wanted or found != wanted:
         raise CheckError(
@@ -168,15 +147,15 @@ def checked(name: str, base: Path) -> str:
             notebook = Path(shutil.copy(BUILT / f"{name}.ipynb", room / "work"))
             for wheel in BUILT.glob("*.whl"):
                 shutil.copy(wheel, room / "work")
-            python = fresh(base, room / "environment")
-            before = _torches(python)
+            python = over(base, room / "environment")
+            before = torches(python)
             ran = run(notebook, python, notebook.parent)
-            after = _torches(python)
-            if before != after:
+            after = torches(python)
+            if before != after or len(before) != 1:
                 raise CheckError(f"torch was {before} and is {after}")
             held = compared(ran, outputs.load(CHAPTERS / f"{name}.md"))
-            return f"ok: {held} claims hold with torch {before}"
-    except (CellExecutionError, CheckError, subprocess.CalledProcessError) as error:
+            return f"ok: {held} claims hold with torch {before[0]}"
+    except FAULTS as error:
         return f"failed: {error}"
 
 
@@ -190,6 +169,12 @@ def _kernel_of(python: Path) -> KernelSpecManager:
     return KernelSpecManager(kernel_dirs=[str(folder)], ensure_native_kernel=False)
 
 
+FAULTS = (
+    *(CellExecutionError, CellTimeoutError, DeadKernelError, CheckError),
+    subprocess.CalledProcessError,
+)
+
+
 @contextmanager
 def _room() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="colab-") as folder:
@@ -197,9 +182,18 @@ def _room() -> Iterator[Path]:
         yield Path(folder)
 
 
-def _torches(python: Path) -> str:
+def torches(python: Path) -> list[str]:
+    """List the versions of torch that a Python sees.
+
+    Args:
+        python: the Python.
+
+    Returns:
+        Its versions; more than one where one hides another.
+    """
     command = [str(python), "-c", TORCHES]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    asked = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(asked.stdout)
 
 
 def main(arguments: list[str]) -> int:
@@ -217,9 +211,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("names", nargs="*")
     options = parser.parse_args(arguments)
-    names = options.names or sorted(path.stem for path in BUILT.glob("*.ipynb"))
-    if not names:
+    built = sorted(path.stem for path in BUILT.glob("*.ipynb"))
+    names = options.names or built
+    if not built:
         parser.error("there are no notebooks: make colab")
+    if unknown := sorted(set(names) - set(built)):
+        parser.error(f"no such notebook: {', '.join(unknown)}")
     base = Path(options.base) if options.base else made_base(options.python)
     failed = 0
     with ProcessPoolExecutor(options.workers) as pool:

@@ -1,7 +1,8 @@
 """The first cell of a notebook for Colab: it brings what the chapter needs and Colab lacks.
 
-What Colab has is a dated list, ``press/colab/colab.txt``. All that comes is pinned and checked against the
-hashes of the repository's locks; torch is never among it, since Colab's fits its machine.
+What Colab has is a dated list, ``press/colab/colab.txt``. The package comes from the commit that was
+published; all that comes besides is pinned and checked against the hashes of the repository's locks. torch
+is never among it, since Colab's fits its machine.
 """
 
 import re
@@ -72,11 +73,25 @@ def first_cell(requirement: str, pins: list[str], data: Iterable[str]) -> str:
     Returns:
         Its source. Nothing that pip brings asks for more, so no second torch comes along.
     """
-    lines = [f'%pip install -q --no-deps "{requirement}"']
+    # A magic or a command that fails does not stop a cell by itself.
+    lines = [f'%pip install -q --no-deps "{requirement}"', must("the package")]
     if pins:
         lines += ['with open("needs.txt", "w") as file:', '    file.write("""']
         lines += [line.replace(" --hash", " \\\\\n  --hash") for line in pins]
         lines += ['""")', "%pip install --no-deps --require-hashes -r needs.txt"]
+        lines += [must("what it needs")]
     if data:
-        lines += [f"!python -m gradbook.fetch {' '.join(sorted(data))}"]
+        lines += [f"!python -m gradbook.fetch {' '.join(sorted(data))}", must("the data")]
     return "\n".join(lines)
+
+
+def must(what: str) -> str:
+    """Write a line that stops a cell where its last command failed.
+
+    Args:
+        what: what the command should have brought.
+
+    Returns:
+        An assertion; IPython and Colab keep the exit status under this name.
+    """
+    return f'assert _exit_code == 0, "{what} did not come: see above"'

@@ -7,17 +7,19 @@ their words. A node that has no rule here raises, so that nothing of MyST can sl
 import re
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from docutils import nodes
 
-SPECIAL = re.compile(r"([\\`*\[\]<$|]|(?<![^\W_])_|_(?![^\W_]))")
-LINE_START = re.compile(r"^(#|>|[-+](?=\s)|\d+(?=[.)]\s))")
-QUOTED = {"tip", "important", "note", "admonition"}
+from press.colab.inline import Page, inline, mathematics, refused
 
-
-class UnresolvedError(ValueError):
-    """A page holds a kind of node that has no rule in plain Markdown."""
+BOXES = (
+    *("admonition", "note", "tip", "important", "hint", "warning", "caution", "attention"),
+    *("danger", "error", "seealso", "topic"),
+)
+# What the press itself puts into pages, and the notebook says in its own words.
+OURS = '<dl class="strip">'
+_MATHEMATICS = re.compile(r"(\$[^$]*\$)")
 
 
 @dataclass(frozen=True)
@@ -37,32 +39,6 @@ class Folded:
 Piece = str | Cell | Folded
 
 
-@dataclass
-class Page:
-    """What the rules need to know of the page that they are in.
-
-    ``numbers`` holds, by kind and identifier, the numbers of figures, theorems, exercises and equations;
-    ``site`` is the address of the site or empty; ``wanted`` the identifiers that something refers to;
-    ``cited`` collects the identifiers of the works that are cited, in order.
-    """
-
-    numbers: dict[str, dict[str, tuple[int, ...]]]
-    site: str = ""
-    wanted: frozenset[str] = frozenset()
-    cited: list[str] = field(default_factory=list)
-
-    def number(self, kind: str, node: nodes.Element) -> str:
-        """Write the number of a node, such as ``3.1``."""
-        for name in node["ids"]:
-            if name in self.numbers.get(kind, {}):
-                return ".".join(map(str, self.numbers[kind][name]))
-        raise UnresolvedError(f"{node.tagname} {node['ids']} has no number of kind {kind!r}")
-
-    def anchors(self, node: nodes.Element) -> str:
-        """Mark the places that the page refers to: Colab keeps the names of anchors."""
-        return "".join(f'<a name="{name}"></a>' for name in node["ids"] if name in self.wanted)
-
-
 def pieces(document: nodes.document, page: Page) -> list[Piece]:
     """Turn a page into Markdown and the places of its code cells, in order.
 
@@ -79,107 +55,21 @@ def pieces(document: nodes.document, page: Page) -> list[Piece]:
     return list(_blocks(document, page, 0))
 
 
-def inline(node: nodes.Element, page: Page) -> str:
-    """Write what stands inside a paragraph, on one line.
-
-    Args:
-        node: a paragraph, a title, or what may stand in one.
-        page: what the rules need to know.
-
-    Returns:
-        Markdown without line breaks.
-
-    Raises:
-        UnresolvedError: if a node has no rule.
-    """
-    return "".join(_one_inline(child, page) for child in node.children)
-
-
-def mathematics(tex: str) -> str:
-    """Write TeX on one line, so that no renderer of Markdown reads a list or a tag into it.
-
-    Args:
-        tex: such as ``a<b`` over several lines.
-
-    Returns:
-        The same on one line, with ``<`` and ``>`` by name.
-    """
-    tex = re.sub(r"(?<!\\)%.*", "", tex)
-    tex = tex.replace("<", r"\lt ").replace(">", r"\gt ")
-    return " ".join(tex.split())
-
-
-def escaped(text: str) -> str:
-    """Write words so that nothing in them begins markup.
-
-    Args:
-        text: any words.
-
-    Returns:
-        Markdown that shows them, on one line.
-    """
-    return SPECIAL.sub(r"\\\1", re.sub(r"\s*\n\s*", " ", text))
-
-
-def _one_inline(node: nodes.Node, page: Page) -> str:
-    if isinstance(node, nodes.Text):
-        return escaped(node.astext())
-    rule = INLINE.get(node.tagname)
-    if rule is None:
-        raise UnresolvedError(f"<{node.tagname}> inside a paragraph: {node.astext()[:60]!r}")
-    return rule(node, page)
-
-
-def _code(node: nodes.Element, page: Page) -> str:
-    text = " ".join(node.astext().split())
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
-
-
-def _marked(mark: str) -> Callable[[nodes.Element, Page], str]:
-    def rule(node: nodes.Element, page: Page) -> str:
-        # Markdown takes no space inside its marks.
-        text = inline(node, page)
-        core = text.strip()
-        return text.replace(core, f"{mark}{core}{mark}") if core else text
-
-    return rule
-
-
-def _reference(node: nodes.Element, page: Page) -> str:
-    text = inline(node, page).strip()
-    if node.get("refid"):
-        return f"[{text}](#{node['refid']})"
-    target = node["refuri"]
-    if not node.get("internal"):
-        return f"[{text}]({target})"
-    if target.startswith("#"):
-        return f"[{text}]({target})"
-    path, _, name = target.partition("#")
-    if path == "chapters/bibliography.html":
-        page.cited += [name] if name not in page.cited else []
-        return f"[{text}](#{name})"
-    return f"[{text}]({page.site}/{target})" if page.site else text
-
-
-INLINE: dict[str, Callable[[nodes.Element, Page], str]] = {
-    "emphasis": _marked("*"),
-    "strong": _marked("**"),
-    "literal": _code,
-    "math": lambda node, page: f"${mathematics(node.astext())}$",
-    "inline": inline,
-    "reference": _reference,
-    "number_reference": _reference,
-    "target": lambda node, page: page.anchors(node),
-}
-
-
 def _blocks(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     for child in node.children:
-        kind = _kind(child)
-        rule = BLOCKS.get(kind)
-        if rule is None:
-            raise UnresolvedError(f"<{kind}>: {child.astext()[:60]!r}")
-        yield from rule(child, page, depth)
+        yield from _block(child, page, depth)
+
+
+def _block(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
+    rule = BLOCKS.get(_kind(node))
+    if rule is None:
+        raise refused(node, "has no rule")
+    found = list(rule(node, page, depth))
+    # Most rules put a place's name into their words; a list or a listing has no room for it.
+    anchors = page.anchors(node)
+    if anchors and not any(isinstance(piece, str) and anchors in piece for piece in found):
+        yield anchors
+    yield from found
 
 
 def _kind(node: nodes.Element) -> str:
@@ -197,12 +87,19 @@ def _section(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 
 
 def _title(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
-    yield f"{'#' * depth} {page.anchors(node.parent)}{inline(node, page)}"
+    # Before the heading, whose words an outline shows; the title of the page must come first.
+    anchors = page.anchors(node.parent)
+    heading = f"{'#' * depth} {inline(node, page)}"
+    yield from (
+        [f"{heading} {anchors}"] if anchors and depth == 1 else filter(None, [anchors, heading])
+    )
 
 
 def _paragraph(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     text = inline(node, page).strip()
-    yield page.anchors(node) + LINE_START.sub(r"\\\1", text)
+    # A sentence may begin as a list, a heading or a quotation does.
+    text = re.sub(r"^(\d+)(?=[.)](\s|$))", r"\1\\", text)
+    yield page.anchors(node) + re.sub(r"^(#|>|[-+](?=\s))", r"\\\1", text)
 
 
 def _equation(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
@@ -236,22 +133,37 @@ def _list(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 
 def _definitions(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     for item in node.children:
-        term, meaning = item.children[0], item.children[-1]
-        body = _joined(_blocks(meaning, page, depth), item)
-        yield f"{page.anchors(term)}**{inline(term, page)}**: {body}"
+        terms = [x for x in item.children if x.tagname == "term"]
+        meanings = [x for x in item.children if x.tagname == "definition"]
+        names = ", ".join(f"{page.anchors(x)}**{inline(x, page)}**" for x in terms)
+        bodies = [_joined(_blocks(meaning, page, depth), item) for meaning in meanings]
+        yield f"{names}: " + "\n\n".join(bodies)
 
 
 def _table(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
-    rows = [
-        [_joined(_blocks(entry, page, depth), entry) for entry in row.children]
-        for row in node.findall(nodes.row)
-    ]
-    lines = ["| " + " | ".join(row) + " |" for row in rows]
-    if any("\n" in line for line in lines):
-        raise UnresolvedError("a cell of a table holds more than one paragraph")
-    lines.insert(1, "|" + " --- |" * len(rows[0]))
+    rows = list(node.findall(nodes.row))
+    if any(
+        entry.get("morecols") or entry.get("morerows") for row in rows for entry in row.children
+    ):
+        raise refused(node, "has cells that span others")
+    lines = [[_entry(entry, page, depth) for entry in row.children] for row in rows]
+    if not any(node.findall(nodes.thead)):
+        lines.insert(0, [""] * len(lines[0]))
+    lines.insert(1, ["---"] * len(lines[0]))
     titles = [f"*{inline(title, page)}*\n\n" for title in node.children if title.tagname == "title"]
-    yield page.anchors(node) + "".join(titles) + "\n".join(lines)
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    yield page.anchors(node) + "".join(titles) + body
+
+
+def _entry(entry: nodes.Element, page: Page, depth: int) -> str:
+    """A bar would end the cell, in formulas and code too."""
+    text = _joined(_blocks(entry, page, depth), entry)
+    if "\n" in text:
+        raise refused(entry, "holds more than one paragraph")
+    parts = _MATHEMATICS.split(text)
+    parts[::2] = [re.sub(r"(?<!\\)\|", r"\\|", part) for part in parts[::2]]
+    parts[1::2] = [p.replace(r"\|", r"\Vert ").replace("|", r"\vert ") for p in parts[1::2]]
+    return "".join(parts)
 
 
 def _statement(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
@@ -265,10 +177,13 @@ def _statement(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 
 def _proof(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     parts = list(_blocks(node, page, depth))
-    parts[0] = re.sub(r"^((?:<a [^>]*></a>)*)Proof\. ?", r"\1*Proof.* ", parts[0])
-    last = parts[-1]
-    if isinstance(last, str) and not re.match(r"[$|`\-0-9]|From", last) and "\n" not in last:
-        parts[-1] = f"{last} $\\square$"
+    begins = re.compile(r"^((?:<a [^>]*></a>)*)Proof\. ?")
+    if isinstance(parts[0], str) and begins.match(parts[0]):
+        parts[0] = begins.sub(r"\1*Proof.* ", parts[0])
+    else:
+        parts.insert(0, "*Proof.*")
+    if node.children[-1].tagname == "paragraph":
+        parts[-1] = f"{parts[-1]} $\\square$"
     else:
         parts.append(r"$\square$")
     yield from parts
@@ -278,20 +193,16 @@ def _boxed(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     title = next((inline(x, page) for x in node.children if x.tagname == "title"), None)
     head = f"**{title or node.tagname.title()}**\n\n"
     body = [x for x in node.children if x.tagname != "title"]
-    words = _joined((piece for part in body for piece in _one_block(part, page, depth)), node)
+    words = _joined((piece for part in body for piece in _block(part, page, depth)), node)
     yield _quoted(page.anchors(node) + head + words)
-
-
-def _one_block(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
-    holder = nodes.container()
-    holder.children = [node]
-    return _blocks(holder, page, depth)
 
 
 def _exercise(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     title = next((inline(x, page).strip() for x in node.children if x.tagname == "title"), "")
     number = page.number("exercise", node)
-    yield f"{'#' * (depth + 1)} {page.anchors(node)}Exercise {number} {title}".rstrip()
+    if anchors := page.anchors(node):
+        yield anchors
+    yield f"{'#' * (depth + 1)} Exercise {number} {title}".rstrip()
     for part in node.children:
         if part.tagname != "title":
             yield from _blocks(part, page, depth + 1)
@@ -300,7 +211,7 @@ def _exercise(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 def _solution(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
     after = node.next_node(descend=False, siblings=True)
     if after is not None and after.tagname != "exercise_enumerable_node":
-        raise UnresolvedError(f"folded with the solution {node['ids']}: {after.astext()[:60]!r}")
+        raise refused(after, "would be folded away with the solution before it")
     title = next(x for x in node.children if x.tagname == "title")
     yield Folded(f"{'#' * (depth + 2)} {' '.join(title.astext().split())}")
     for part in node.children:
@@ -309,11 +220,13 @@ def _solution(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
 
 
 def _cell(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
+    figures = list(node.findall(nodes.figure))
+    # Above the picture, so that who follows a link sees it.
+    yield from filter(None, map(page.anchors, figures))
     yield Cell(node["cell_index"])
-    for figure in node.findall(nodes.figure):
-        number = page.number("figure", figure)
+    for figure in figures:
         caption = next(figure.findall(nodes.caption))
-        yield f"{page.anchors(figure)}*Figure {number}: {inline(caption, page)}*"
+        yield f"*Figure {page.number('figure', figure)}: {inline(caption, page)}*"
 
 
 def _quoted(text: str) -> str:
@@ -324,8 +237,14 @@ def _joined(found: Iterator[Piece], where: nodes.Element) -> str:
     """Join blocks that must stay together; a cell cannot stand in a quotation or a list."""
     blocks = list(found)
     if any(not isinstance(block, str) for block in blocks):
-        raise UnresolvedError(f"a code cell or a solution inside <{where.tagname}>")
+        raise refused(where, "cannot hold a code cell or a solution")
     return "\n\n".join(blocks)
+
+
+def _raw(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
+    if not node.astext().startswith(OURS):
+        raise refused(node, "is HTML, which no rule reads")
+    yield from ()
 
 
 def _nothing(node: nodes.Element, page: Page, depth: int) -> Iterator[Piece]:
@@ -354,7 +273,7 @@ BLOCKS: dict[str, Callable[[nodes.Element, Page, int], Iterator[Piece]]] = {
     # Where a place is marked, the node that follows carries its name.
     "target": _nothing,
     "comment": _nothing,
-    # The strip of facts; the notebook says them in its own words.
-    "raw": _nothing,
-    **dict.fromkeys(QUOTED, _boxed),
+    "raw": _raw,
+    "transition": lambda node, page, depth: iter(["---"]),
+    **dict.fromkeys(BOXES, _boxed),
 }

@@ -2,8 +2,13 @@
 
 import copy
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
+
+from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from press.colab.markdown import Cell, Folded, Piece
 
@@ -11,10 +16,10 @@ from press.colab.markdown import Cell, Folded, Piece
 CODE_HIDDEN = {"cellView": "form", "jupyter": {"source_hidden": True}}
 OUTPUT_HIDDEN = {"jupyter": {"outputs_hidden": True}, "collapsed": True}
 MYST_LEFT = (
-    (r"^ {0,3}(:{3,}|`{3,})\{[\w:-]+\}", "a directive"),
-    (r"(?<!`)\{[a-z]+(:[a-z]+)?\}`(?!`)", "a role"),
-    (r"^\([\w-]+\)=\s*$", "a target"),
-    (r"^\$\$[^$]*\$\$ *\([\w-]+\)", "a label of an equation"),
+    (r"^:{3,}", "a directive"),
+    (r"\{[a-z]+(:[a-z]+)?\}$", "a role"),
+    (r"^\([\w-]+\)=$", "a target"),
+    (r"\$\$ *\([\w-]+\)$", "a label of an equation"),
     (r"^:(label|name|class|pyobject):", "an option of a directive"),
     (r"^\+\+\+", "a break between cells"),
 )
@@ -49,28 +54,26 @@ def assembled(name: str, found: list[Piece], checked: dict[str, Any], cover: Cov
         raise ValueError(
             f"{name}: code cells {code} of the notebook are cells {places} of the page"
         )
-    cells, closed = [], []
-    for group in _grouped(found[1:]):
-        here = f"{name}-{len(cells) + 2}"
-        if isinstance(group, Cell):
-            cells.append(code_cell(checked["cells"][group.index], here))
-        else:
-            cells.append(_markdown(group.heading if isinstance(group, Folded) else group, here))
-        if isinstance(group, Folded):
-            closed.append(here)
-            # Jupyter's own names for a section that is closed.
-            cells[-1]["metadata"] |= {"heading_collapsed": True}
-            cells[-1]["metadata"] |= {"jp-MarkdownHeadingCollapsed": True}
     first = [
         _markdown(f"{found[0]}\n\n{cover.words}", f"{name}-0"),
         _install(cover.install, f"{name}-1"),
     ]
-    return {
-        "cells": first + cells,
-        "metadata": _metadata(name, checked["metadata"], closed),
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
+    groups = enumerate(_grouped(found[1:]), len(first))
+    cells = first + [_cell(group, f"{name}-{i}", checked["cells"]) for i, group in groups]
+    closed = [cell["id"] for cell in cells if "heading_collapsed" in cell["metadata"]]
+    metadata = _metadata(name, checked["metadata"], closed)
+    return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+
+
+def _cell(group: Piece, name: str, checked: list[dict[str, Any]]) -> dict[str, Any]:
+    if isinstance(group, Cell):
+        return code_cell(checked[group.index], name)
+    if isinstance(group, Folded):
+        cell = _markdown(group.heading, name)
+        # Jupyter's own names for a section that is closed; Colab lists such cells in one place.
+        cell["metadata"] |= {"heading_collapsed": True, "jp-MarkdownHeadingCollapsed": True}
+        return cell
+    return _markdown(group, name)
 
 
 def code_cell(cell: dict[str, Any], name: str) -> dict[str, Any]:
@@ -115,18 +118,39 @@ def myst_left(notebook: dict[str, Any]) -> list[str]:
         notebook: the parsed ``.ipynb``.
 
     Returns:
-        What was found, in words, with its cell; fenced listings and inline code are not looked into.
+        What was found, in words, with its cell; listings and inline code are not looked into.
     """
     found = []
     for cell in notebook["cells"]:
         if cell["cell_type"] == "markdown":
-            text = re.sub(r"^(`{3,})[a-z]*\n.*?^\1$", "", cell["source"], flags=re.M | re.S)
-            found += [
-                f"{cell['id']}: {what}: {match[0]!r}"
-                for pattern, what in MYST_LEFT
-                for match in re.finditer(pattern, text, re.MULTILINE)
-            ]
+            for token in MarkdownIt("commonmark").enable("table").parse(cell["source"]):
+                if token.type == "fence" and token.info.startswith("{"):
+                    found.append(f"{cell['id']}: a directive: {token.info!r}")
+                found += [f"{cell['id']}: {fault}" for fault in _left_in(token.children or [])]
     return found
+
+
+def _left_in(tokens: list[Token]) -> Iterator[str]:
+    """Look at words; a role ends where its code begins."""
+    for token, after in zip_longest(tokens, tokens[1:]):
+        for pattern, what in MYST_LEFT:
+            match = re.search(pattern, token.content) if token.type == "text" else None
+            if match and (what != "a role" or (after and after.type == "code_inline")):
+                yield f"{what}: {match[0]!r}"
+
+
+def links_to_nothing(notebook: dict[str, Any]) -> list[str]:
+    """Find links to places of the notebook that it does not name.
+
+    Args:
+        notebook: the parsed ``.ipynb``.
+
+    Returns:
+        The names, sorted.
+    """
+    words = "\n".join(x["source"] for x in notebook["cells"] if x["cell_type"] == "markdown")
+    named = set(re.findall(r'<a name="([^"]*)">', words))
+    return sorted(set(re.findall(r"\]\(#([^)]*)\)", words)) - named)
 
 
 def _grouped(found: list[Piece]) -> list[Piece]:

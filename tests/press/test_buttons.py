@@ -44,6 +44,15 @@ def test_colab_is_offered_where_the_book_is_published(context, monkeypatch):
     assert button["url"].endswith("colab.research.google.com/github/o/n/blob/colab/vae.ipynb")
 
 
+def test_colab_is_not_offered_where_it_cannot_open_the_repository(context, monkeypatch):
+    monkeypatch.setenv("GRADBOOK_REPOSITORY", "https://git.example/o/n")
+    monkeypatch.setenv("GRADBOOK_SITE", "https://book.example")
+    monkeypatch.setenv("GRADBOOK_COMMIT", COMMIT)
+    buttons.lead_to_the_notebook(None, "chapters/vae", "", context, None)
+    assert len(context["header_buttons"]) == 2
+    assert context["header_buttons"][0]["buttons"][0]["url"] == "../notebooks/vae.ipynb"
+
+
 def test_notebooks_and_the_wheel_stand_among_the_pages(context, tmp_path):
     app = SimpleNamespace(outdir=tmp_path / "html", builder=SimpleNamespace(name="html"))
     (tmp_path / "html" / "notebooks").mkdir(parents=True)

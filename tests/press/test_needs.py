@@ -4,6 +4,7 @@ import re
 from importlib import metadata
 
 import pytest
+from packaging import markers
 
 from press import needs
 from press.paths import executed_chapters
@@ -86,6 +87,34 @@ REQUIRES = {
 def test_requirements_are_followed_for_the_version_that_is_meant(monkeypatch, python, found):
     monkeypatch.setattr(metadata, "requires", lambda name: REQUIRES[name])
     assert needs.closed({"A"}, python) == found
+
+
+@pytest.fixture
+def mac(monkeypatch):
+    """Markers are read as on a Mac."""
+    there = {
+        "os_name": "mac",
+        "platform_machine": "arm64",
+        "platform_system": "Darwin",
+        "sys_platform": "darwin",
+    }
+    own = markers.default_environment() | there
+    monkeypatch.setattr(markers, "default_environment", lambda: own)
+
+
+@pytest.mark.parametrize(
+    ("python", "found"), [("3.12", {"posix", "x86", "gnu", "linux"}), (None, {"appnope"})]
+)
+def test_another_python_is_one_on_linux_whatever_this_machine_is(monkeypatch, mac, python, found):
+    lines = [
+        "posix; os_name == 'posix'",
+        "x86; platform_machine == 'x86_64'",
+        "gnu; platform_system == 'Linux'",
+        "linux; sys_platform == 'linux'",
+        "appnope; sys_platform == 'darwin'",
+    ]
+    monkeypatch.setattr(metadata, "requires", lambda name: lines if name == "a" else None)
+    assert needs.closed({"a"}, python) == {"a", *found}
 
 
 def test_torch_and_what_it_alone_brings_are_left_out():

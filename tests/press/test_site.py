@@ -143,7 +143,7 @@ def test_a_page_is_described(name):
 def test_a_chapter_can_be_downloaded_and_its_code_copied(tab, name):
     page = tab.open(HTML / name)
     download = page.locator("a.btn-download-source-button").first.get_attribute("href")
-    assert download.endswith(".ipynb")
+    assert download == f"../notebooks/{Path(name).stem}.ipynb"
     assert (HTML / name).parent.joinpath(download).resolve().is_file()
     cells = page.locator("div.cell_input div.highlight")
     assert cells.count() == cells.locator("button.copybtn").count() > 10

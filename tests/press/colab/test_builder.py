@@ -5,10 +5,12 @@ import json
 import nbformat
 import pytest
 from sphinx.application import Sphinx
+from sphinx.errors import SphinxError
 from sphinx.util.docutils import docutils_namespace
 
 from press import wheels
-from press.colab import builder, notebook
+from press.colab import builder, markdown, notebook
+from press.colab.inline import Page
 from press.paths import ROOT
 
 pytestmark = pytest.mark.slow
@@ -103,7 +105,11 @@ def run_notebook():
     metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
         "language_info": {"name": "python"},
-        "chapter": {"gpu": "not needed", "downloads": "a set, 3 MB, by make data; weights"},
+        "chapter": {
+            "gpu": "not needed",
+            "downloads": "a set, 3 MB, by make data; weights",
+            "article": "an article",
+        },
         "gradbook": {"date": "2026-01-02", "torch": "2.13.0", "device": "CPU", "seconds": 4.2},
     }
     return {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
@@ -151,11 +157,12 @@ def test_every_kind_of_myst_becomes_plain_markdown(built):
         '<a name="equation-eq-a"></a>\n\n$$a\\lt b \\tag{1.1}$$\n\n'
         '<a name="mark"></a>A marked sentence.\n\n'
         '> <a name="thm-a"></a>**Theorem 1.1** (First)\n>\n> It holds, \\[[Who, 1900](#id2)\\].\n\n'
-        "*Proof.* So it is. $\\square$\n\n> **Takeaway**\n>\n> Draw.",
+        "*Proof.* So it is. $\\square$\n\n> **Takeaway**\n>\n> Draw.\n\n"
+        '<a name="fig-a"></a>',
         "#@title Show the code\nplot()",
-        '<a name="fig-a"></a>*Figure 1.1: a curve*',
-        "## Exercises",
-        '### <a name="ex-a"></a>Exercise 1.1 (Question)\n\nWhy?',
+        "*Figure 1.1: a curve*",
+        '## Exercises\n\n<a name="ex-a"></a>',
+        "### Exercise 1.1 (Question)\n\nWhy?",
         "#### Solution to Exercise 1.1 (Question)",
         "So, and",
         "2 + 2",
@@ -172,7 +179,9 @@ def test_the_cover_says_what_was_checked_and_the_cell_installs_the_wheel_beside_
     assert cover.startswith("# A page\n\n*A chapter of **Gradients Through Everything**")
     assert "on 2026-01-02, with torch 2.13.0 on CPU, where it ran for 4 s." in cover
     assert "**Downloads:** a set, 3 MB; weights." in cover
-    assert f'%pip install -q --no-deps "./{builder.wheel()}"' in cell
+    assert "It follows an article." in cover
+    assert f"with `{builder.wheel_name()}` from the same place beside this notebook" in cover
+    assert f'%pip install -q --no-deps "./{builder.wheel_name()}"' in cell
     assert wheels.pins(ROOT, "3.12")["gguf"].split()[0] in cell
 
 
@@ -182,10 +191,22 @@ def test_a_published_book_is_installed_from_its_commit_and_links_to_its_site(tmp
     found = sources(build(tmp_path / "book", monkeypatch, **where) / "page.ipynb")
     assert f'"gradbook @ git+https://github.com/o/n@{commit}"' in found[1]
     assert "(https://o.github.io/n/chapters/page.html)" in found[0]
+    assert "beside this notebook" not in found[0]
     assert "[Theorem 2.1](https://o.github.io/n/chapters/other.html#thm-other)" in found[2]
 
 
 def test_myst_that_is_left_stops_the_build(tmp_path, monkeypatch):
     monkeypatch.setattr(notebook, "MYST_LEFT", ((r"Takeaway", "a word"),))
-    with pytest.raises(ValueError, match="MyST is left:\npage-2: a word: 'Takeaway'"):
+    with pytest.raises(
+        SphinxError, match="chapters/page: .*MyST is left: page-2: a word: 'Takeaway'"
+    ):
         build(tmp_path / "book", monkeypatch)
+
+
+def test_a_link_to_nothing_stops_the_build_and_so_does_a_node_without_a_rule(tmp_path, monkeypatch):
+    monkeypatch.setattr(Page, "anchors", lambda *_: "")
+    with pytest.raises(SphinxError, match="chapters/page: .*links lead nowhere: equation-eq-a"):
+        build(tmp_path / "one", monkeypatch)
+    monkeypatch.setitem(markdown.BLOCKS, "admonition", None)
+    with pytest.raises(SphinxError, match="chapters/page: .*line .*<admonition> has no rule"):
+        build(tmp_path / "two", monkeypatch)

@@ -2,11 +2,13 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from press.colab import check
 
@@ -38,7 +40,7 @@ def test_claims_that_are_missing_are_a_fault(ran, wanted):
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory):
     """A fresh environment over the packages of the Python that runs this."""
-    return check.fresh(Path(sys.executable), tmp_path_factory.mktemp("over") / "environment")
+    return check.over(Path(sys.executable), tmp_path_factory.mktemp("over") / "environment")
 
 
 @pytest.mark.slow
@@ -93,7 +95,11 @@ def test_no_kernel_is_left_behind(environment, tmp_path):
 
 @pytest.mark.parametrize(
     ("torches", "expected"),
-    [("['2.11.0']", "ok: 1 claims hold with torch ['2.11.0']"), (None, "failed: torch was")],
+    [
+        ([["2.11.0"], ["2.11.0"]], "ok: 1 claims hold with torch 2.11.0"),
+        ([["2.11.0"], ["2.11.0", "2.13.0"]], "failed: torch was"),
+        ([[], []], "failed: torch was"),
+    ],
 )
 def test_a_second_torch_is_a_fault(tmp_path, monkeypatch, torches, expected):
     one = notebook("1", outputs=[CLAIM])
@@ -103,11 +109,11 @@ def test_a_second_torch_is_a_fault(tmp_path, monkeypatch, torches, expected):
         nbformat.write(one, folder / "a.ipynb")
     (built / "gradbook.whl").touch()
     seen = []
-    answers = iter([torches, torches] if torches else ["['2.11.0']", "['2.11.0', '2.13.0']"])
+    answers = iter(torches)
     monkeypatch.setattr(check, "BUILT", built)
     monkeypatch.setattr(check, "CHAPTERS", chapters)
-    monkeypatch.setattr(check, "fresh", lambda _, folder: folder / "bin" / "python")
-    monkeypatch.setattr(check, "_torches", lambda _: next(answers))
+    monkeypatch.setattr(check, "over", lambda _, folder: folder / "bin" / "python")
+    monkeypatch.setattr(check, "torches", lambda _: next(answers))
 
     def run(path, _, folder):
         seen.extend(sorted(file.name for file in folder.iterdir()))
@@ -146,3 +152,38 @@ def test_without_notebooks_the_check_says_what_builds_them(tmp_path, monkeypatch
     with pytest.raises(SystemExit, match="2"):
         check.main([])
     assert "there are no notebooks: make colab" in capsys.readouterr().err
+    (tmp_path / "vae.ipynb").touch()
+    with pytest.raises(SystemExit, match="2"):
+        check.main(["vea"])
+    assert "no such notebook: vea" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_torch_of_a_python_is_named(environment):
+    assert check.torches(environment) == [metadata.version("torch")]
+
+
+@pytest.mark.parametrize(
+    "fault", [DeadKernelError("died"), CellTimeoutError("slow"), check.CheckError("x")]
+)
+def test_a_notebook_that_fails_does_not_end_the_check(tmp_path, monkeypatch, fault):
+    def fail(*_):
+        raise fault
+
+    (tmp_path / "a.ipynb").touch()
+    monkeypatch.setattr(check, "BUILT", tmp_path)
+    monkeypatch.setattr(check, "over", fail)
+    assert check.checked("a", None) == f"failed: {fault}"
+
+
+@pytest.mark.parametrize(("said", "status"), [("ok: 3 claims", 0), ("failed: died", 1)])
+def test_the_exit_status_says_whether_all_notebooks_held(
+    tmp_path, monkeypatch, capsys, said, status
+):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.ipynb").touch()
+    monkeypatch.setattr(check, "BUILT", tmp_path)
+    monkeypatch.setattr(check, "ProcessPoolExecutor", lambda _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(check, "checked", lambda name, _: "ok: 1 claim" if name == "a" else said)
+    assert check.main(["--base", "python"]) == status
+    assert capsys.readouterr().out == f"a: ok: 1 claim\nb: {said}\n"

@@ -1,4 +1,5 @@
 import pytest
+from IPython.core.interactiveshell import InteractiveShell
 
 from press import needs, wheels
 from press.colab import install
@@ -56,9 +57,12 @@ def test_the_cell_asks_pip_for_no_dependency_and_brings_data():
     cell = install.first_cell("./gradbook.whl", [f"gguf==0.19.0 {HASH}"], {"b", "a"})
     lines = cell.splitlines()
     assert lines[0] == '%pip install -q --no-deps "./gradbook.whl"'
-    assert lines[-2:] == [
+    assert [line for line in lines[1:] if line.startswith(("%", "!", "assert"))] == [
+        install.must("the package"),
         "%pip install --no-deps --require-hashes -r needs.txt",
+        install.must("what it needs"),
         "!python -m gradbook.fetch a b",
+        install.must("the data"),
     ]
     assert all("--no-deps" in line for line in lines if line.startswith("%pip"))
 
@@ -67,10 +71,20 @@ def test_the_file_that_the_cell_writes_is_what_pip_reads(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pin = f"gguf==0.19.0 {HASH} {HASH}"
     cell = install.first_cell("./gradbook.whl", [pin], ())
-    exec("\n".join(line for line in cell.splitlines() if not line.startswith("%")))
+    exec("\n".join(line for line in cell.splitlines() if not line.startswith(("%", "assert"))))
     written = (tmp_path / "needs.txt").read_text()
     assert written.replace(" \\\n ", "").split() == pin.split()
 
 
 def test_a_chapter_that_needs_nothing_more_installs_the_package_alone():
-    assert install.first_cell("x", [], ()) == '%pip install -q --no-deps "x"'
+    first = install.first_cell("x", [], ()).splitlines()
+    assert first == ['%pip install -q --no-deps "x"', install.must("the package")]
+
+
+@pytest.mark.slow
+def test_a_command_that_fails_stops_the_cell():
+    shell = InteractiveShell()
+    assert shell.run_cell(f"!true\n{install.must('it')}").success
+    failed = shell.run_cell(f"!false\n{install.must('it')}\nlater = 1")
+    assert str(failed.error_in_exec) == "it did not come: see above"
+    assert "later" not in shell.user_ns

@@ -1,10 +1,14 @@
+import html
+
 import pytest
 from docutils import nodes
+from markdown_it import MarkdownIt
 from sphinx_exercise.nodes import exercise_enumerable_node, solution_node
 from sphinx_proof.nodes import proof_node, theorem_node
 
 from press.colab import markdown
-from press.colab.markdown import Cell, Folded, Page, UnresolvedError
+from press.colab.inline import Page, UnresolvedError
+from press.colab.markdown import Cell, Folded
 
 NUMBERS = {"theorem": {"thm-a": (3, 1)}, "displaymath": {"equation-eq-a": (3, 2)}}
 NUMBERS |= {"exercise": {"ex-a": (3, 4)}, "figure": {"fig-a": (3, 5)}}
@@ -31,66 +35,21 @@ def math(tex):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        ("two * three", r"two \* three"),
-        ("a_b and _c_", r"a_b and \_c\_"),
-        ("[x] costs $5 < 6 | `y`", r"\[x\] costs \$5 \< 6 \| \`y\`"),
-        ("a\\b", r"a\\b"),
-        ("over\n  two lines", "over two lines"),
-    ],
-)
-def test_words_begin_no_markup(words, expected):
-    assert markdown.escaped(words) == expected
-
-
-@pytest.mark.parametrize(
     ("start", "expected"),
     [
         ("# no", r"\# no"),
         ("- no", r"\- no"),
-        ("1. no", r"\1. no"),
+        ("1. no", r"1\. no"),
         ("> no", r"\> no"),
+        ("2026.", r"2026\."),
+        ("3.5 no", "3.5 no"),
         ("-1", "-1"),
     ],
 )
 def test_a_paragraph_begins_no_list_and_no_heading(start, expected):
     assert made(text(start)) == [expected]
-
-
-def test_mathematics_stands_on_one_line_without_tags():
-    assert markdown.mathematics("a<b\n  % a comment\n>c \\% d") == r"a\lt b \gt c \% d"
-    assert made(text("so ", math("x\n=1"), ".")) == ["so $x =1$."]
-
-
-def test_marks_take_no_space_inside():
-    strong = nodes.strong("", " loud ")
-    assert made(text("a", strong, nodes.emphasis("", "soft"))) == ["a **loud** *soft*"]
-    assert made(text(nodes.literal("", "a`b"), " ", nodes.literal("", "c"))) == ["`` a`b `` `c`"]
-
-
-def test_references_become_links_and_text_where_nothing_can_be_linked():
-    here = nodes.reference("", "Theorem 3.1", refid="thm-a", internal=True)
-    uri = "chapters/vae.html#thm-b"
-    there = nodes.reference("", "Theorem 6.2", refuri=uri, internal=True)
-    outside = nodes.reference("", "torch", refuri="https://pytorch.org")
-    found = text(here, ", ", there, ", ", outside)
-    links = "[Theorem 3.1](#thm-a), {}, [torch](https://pytorch.org)"
-    assert made(found) == [links.format("Theorem 6.2")]
-    site = page(site="https://o.github.io/n")
-    assert made(found, of=site) == [links.format(f"[Theorem 6.2](https://o.github.io/n/{uri})")]
-
-
-def test_citations_are_collected_once_and_in_order():
-    def cite(name):
-        uri = f"chapters/bibliography.html#{name}"
-        return nodes.reference("", "Who, 1900", refuri=uri, internal=True)
-
-    of = page()
-    assert made(text(cite("id2"), cite("id1"), cite("id2")), of=of)[0].startswith(
-        "[Who, 1900](#id2)"
-    )
-    assert of.cited == ["id2", "id1"]
+    shown = MarkdownIt("commonmark").render(expected)
+    assert shown == f"<p>{html.escape(start)}</p>\n"
 
 
 def test_equations_carry_their_number_and_their_name():
@@ -115,7 +74,7 @@ def test_a_theorem_is_quoted_with_its_number_and_title():
 
 
 def test_what_has_no_number_is_refused():
-    with pytest.raises(UnresolvedError, match="theorem_node .*thm-b.* has no number"):
+    with pytest.raises(UnresolvedError, match="<theorem_node> has no number of kind 'theorem'"):
         made(theorem(text("It holds."), ids=["thm-b"]))
 
 
@@ -127,6 +86,10 @@ def test_a_proof_ends_with_its_sign():
     assert made(proof(text("Proof. So it is."))) == [r"*Proof.* So it is. $\square$"]
     block = nodes.math_block("", "x", number=None)
     assert made(proof(text("Proof. So"), block)) == ["*Proof.* So", "$$x$$", r"$\square$"]
+    assert made(proof(text("Proof. So"), text("From 3."))) == ["*Proof.* So", r"From 3. $\square$"]
+    items = nodes.bullet_list("", nodes.list_item("", text("a")))
+    assert made(proof(items, text("So."))) == ["*Proof.*", "- a", r"So. $\square$"]
+    assert made(proof(cell(1), text("So."))) == ["*Proof.*", Cell(1), r"So. $\square$"]
 
 
 def exercise():
@@ -149,20 +112,23 @@ def test_a_solution_is_a_heading_that_folds_and_its_cells_stay_cells():
 
 
 def test_what_would_be_folded_with_a_solution_is_refused():
-    with pytest.raises(UnresolvedError, match="folded with the solution .* 'More.'"):
+    with pytest.raises(UnresolvedError, match="<paragraph> would be folded away .*: 'More.'"):
         made(nodes.section("", exercise(), solution(text("So.")), text("More.")))
 
 
 def test_a_figure_has_its_caption_below_the_cell():
     figure = nodes.figure("", nodes.image(), nodes.caption("", "a curve"), ids=["fig-a"])
-    assert made(cell(2, nodes.container("", figure))) == [Cell(2), "*Figure 3.5: a curve*"]
+    block = cell(2, nodes.container("", figure))
+    assert made(block) == [Cell(2), "*Figure 3.5: a curve*"]
+    assert made(block, of=page("fig-a"))[:2] == ['<a name="fig-a"></a>', Cell(2)]
 
 
 def test_headings_go_down_with_their_sections():
     inner = nodes.section("", nodes.title("", "Part"), text("words"), ids=["part"])
     outer = nodes.section("", nodes.title("", "Page"), inner, ids=["page"])
     found = made(outer, of=page("part"))
-    assert found == ["# Page", '## <a name="part"></a>Part', "words"]
+    assert found == ["# Page", '<a name="part"></a>', "## Part", "words"]
+    assert made(outer, of=page("page"))[0] == '# Page <a name="page"></a>'
 
 
 def test_a_listing_says_which_module_it_is_from():
@@ -195,6 +161,58 @@ def test_a_table_is_one_of_markdown():
     assert made(nodes.table("", body)) == ["| n | x |\n| --- | --- |\n| 1 | $a\\lt b$ |"]
 
 
+def table(*rows, head=None, **spans):
+    def row(cells):
+        return nodes.row("", *(nodes.entry("", text(c), **spans) for c in cells))
+
+    parts = [nodes.thead("", row(head))] if head else []
+    return nodes.table("", nodes.tgroup("", *parts, nodes.tbody("", *map(row, rows))))
+
+
+def test_a_bar_does_not_end_a_cell():
+    found = table((math(r"p(x|y)"), math(r"\|x\|"), nodes.literal("", "a|b"), "c|d"), head="1234")
+    last = r"| $p(x\vert y)$ | $\Vert x\Vert $ | `a\|b` | c\|d |"
+    assert made(found)[0].splitlines()[-1] == last
+    shown = MarkdownIt("commonmark").enable("table").render(made(found)[0])
+    assert "<code>a|b</code>" in shown
+    assert "<td>c|d</td>" in shown
+
+
+def test_a_table_without_a_head_keeps_its_first_row():
+    assert made(table("ab")) == ["|  |  |\n| --- | --- |\n| a | b |"]
+
+
+def test_cells_that_span_others_are_refused():
+    with pytest.raises(UnresolvedError, match="<table> has cells that span others"):
+        made(table("ab", morecols=1))
+
+
+def test_every_meaning_of_a_term_is_kept():
+    meanings = [nodes.definition("", text("one")), nodes.definition("", text("two"))]
+    item = nodes.definition_list_item("", nodes.term("", "", nodes.Text("word")), *meanings)
+    assert made(nodes.definition_list("", item)) == ["**word**: one\n\ntwo"]
+
+
+def test_a_place_that_is_wanted_is_named_whatever_it_is():
+    items = nodes.bullet_list("", nodes.list_item("", text("a")), ids=["m"])
+    assert made(items, of=page("m")) == ['<a name="m"></a>', "- a"]
+    assert made(text("a"), items) == ["a", "- a"]
+
+
+def test_html_is_refused_but_for_the_strip_of_facts():
+    strip = nodes.raw("", '<dl class="strip">x</dl>', format="html")
+    assert made(strip, text("a")) == ["a"]
+    with pytest.raises(UnresolvedError, match="<raw> is HTML"):
+        made(nodes.raw("", "<details>words</details>", format="html"))
+
+
+def test_a_refusal_says_where():
+    lost = nodes.footnote("", text("x"))
+    lost.line = 12
+    with pytest.raises(UnresolvedError, match="line 12: <footnote> has no rule: 'x'"):
+        made(lost)
+
+
 def test_a_box_is_quoted_under_its_title():
     box = nodes.admonition("", nodes.title("", "Takeaway"), text("Draw."), classes=["tip"])
     assert made(box) == ["> **Takeaway**\n>\n> Draw."]
@@ -209,5 +227,7 @@ def test_a_node_without_a_rule_is_refused(block):
 
 
 def test_a_cell_cannot_stand_in_a_quotation():
-    with pytest.raises(UnresolvedError, match="a code cell or a solution inside <theorem_node>"):
+    with pytest.raises(
+        UnresolvedError, match="<theorem_node> cannot hold a code cell or a solution"
+    ):
         made(theorem(cell(1)))

@@ -122,6 +122,7 @@ def test_a_gpu_is_asked_for_only_where_one_is_used():
         ":::{prf:theorem} First",
         "```{figure} x.png",
         "see {ref}`there`",
+        "> quoted {ref}`there`",
         "by {prf:ref}`thm-a`",
         "(mark)=",
         "$$x$$ (eq-a)",
@@ -137,6 +138,8 @@ def test_myst_that_is_left_is_found(left):
 @pytest.mark.parametrize(
     "fine",
     [
+        "Write `` {ref}`x` `` here",
+        "```c++\n+++\n:label: x\n```",
         "```python\n+++\n:label: x\n```",
         "$$x \\tag{1}$$",
         "a set {a}",
@@ -149,3 +152,9 @@ def test_plain_markdown_is_no_myst(fine):
     words = {"cell_type": "markdown", "id": "a", "source": fine}
     listing = {"cell_type": "code", "id": "b", "source": ":::{note}"}
     assert notebook.myst_left({"cells": [words, listing]}) == []
+
+
+def test_links_to_nothing_are_found():
+    words = {"cell_type": "markdown", "source": '<a name="a"></a>[one](#a) [two](#b) [three](x#c)'}
+    code = {"cell_type": "code", "source": '[four](#d) <a name="b">'}
+    assert notebook.links_to_nothing({"cells": [words, code]}) == ["b"]
