@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+# Targets write to the same folders: make -j would mix what two of them build.
+.NOTPARALLEL:
 # One thread for each of two workers: more threads on two cores only wait for each other.
 export OMP_NUM_THREADS := 1
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check
@@ -12,7 +14,7 @@ TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' requirements.txt)
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 # torch comes first and alone: which build it is depends on the machine. It comes again when the lock is
 # installed, since an old one pins a package of its own; else that line does nothing.
@@ -56,7 +58,7 @@ notebooks: data ## run the chapters whose notebooks are stale
 
 # Two workers of one thread each; a notebook stays whole on one kernel.
 PYTEST := $(PY) -m pytest
-NBVAL := IPYTHONDIR=$(abspath press/ipython) $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 \
+NBVAL := IPYTHONDIR='$(abspath press/ipython)' $(PYTEST) --nbval --nbval-current-env --nbval-cell-timeout 300 \
 	--nbval-kernel-startup-timeout 180 -p no:cacheprovider --dist loadfile --durations 5
 
 .PHONY: lint
@@ -151,6 +153,10 @@ lock: $(READY) ## pin, with hashes, what the requirements bring along; UPGRADE=-
 .PHONY: test-modules
 test-modules: data ## test the mathematics alone, without the press and the pages
 	$(PYTEST) -n 2 --dist loadfile -m "not slow" --ignore tests/press
+
+.PHONY: test-site
+test-site: book ## build the site, and look at every page of it in a browser
+	$(PYTEST) -n 2 tests/press/test_site.py
 
 .PHONY: test-chapters
 test-chapters: data ## run every chapter again and compare it with its notebook

@@ -20,9 +20,22 @@ from press.paths import ROOT
 
 SCRIPT = Path(__file__).with_name("actionlint.mjs")
 SHELL = "bash -euo pipefail {0}"
-# These start with the rights of the repository on an event from outside.
-PRIVILEGED = {"pull_request_target", "workflow_run", "issue_comment"}
+# What else starts a workflow may run code from outside with the rights of the repository, or on a runner of
+# our own past its guard, which asks for a pull request.
+EVENTS = {"push", "pull_request", "schedule", "workflow_dispatch"}
+HOSTED = {"ubuntu-latest", "macos-latest", "windows-latest"}
 PINNED = re.compile(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+# The one form of condition under which a job may leave GitHub's runners: comparisons that must all hold, _OWN
+# among them, or _OWN asked of pull requests alone. Anything looser, above all another `||`, may let a fork in.
+_ATOM = r"[\w.]+ [!=]= (?:'[\w-]*'|[\w.]+)"
+_OWN = r"github\.event\.pull_request\.head\.repo\.full_name == github\.repository"
+_ALL = rf"(?:{_ATOM} && )*{_OWN}(?: && {_ATOM})*"
+GUARD = re.compile(
+    rf"{_ALL}|(?:{_ATOM} && )*\(github\.event_name != 'pull_request' \|\| \({_ALL}\)\)(?: && {_ATOM})*"
+)
+_TARGET = re.compile(r"[a-z][\w-]*")
+_WORD = r"(?:\$\([^()]*\)|[^\s;&|()<>])+"
+_MAKE = re.compile(rf"(?<![\w.-])make((?:[ \t]+{_WORD})*)")
 
 
 def main(root: Path = ROOT) -> int:
@@ -91,12 +104,13 @@ def faults(text: str, there: set[str]) -> list[str]:
 def _whole(workflow: dict[Any, Any], text: str) -> Iterator[str]:
     if workflow.get("permissions") != {}:
         yield "permissions: {} must stand at the top, and each job name its own"
-    if workflow.get("defaults", {}).get("run", {}).get("shell") != SHELL:
+    run = (workflow.get("defaults") or {}).get("run") or {}
+    if run.get("shell") != SHELL:
         yield f"the default shell must be {SHELL}"
     if "concurrency" not in workflow:
         yield "it needs a concurrency group"
-    for event in sorted(_events(workflow) & PRIVILEGED):
-        yield f"{event}: it runs code from outside with the repository's rights"
+    for event in sorted(_events(workflow) - EVENTS):
+        yield f"{event}: it may run code from outside with the repository's rights"
 
 
 def _jobs(workflow: dict[Any, Any], text: str) -> Iterator[str]:
@@ -104,10 +118,28 @@ def _jobs(workflow: dict[Any, Any], text: str) -> Iterator[str]:
         for part in ("permissions", "timeout-minutes"):
             if part not in job:
                 yield f"{name}: it needs {part}"
-        for step in job["steps"]:
+        if isinstance(job.get("permissions"), str):
+            yield f"{name}: permissions must name each right, not {job['permissions']}"
+        if "failure()" in str(job.get("if")):
+            yield f"{name}: failure() is false of a job that ran out of time: ask for its result"
+        for step in job.get("steps", []):
             checkout = str(step.get("uses", "")).startswith("actions/checkout@")
-            if checkout and step.get("with", {}).get("persist-credentials") is not False:
+            if checkout and (step.get("with") or {}).get("persist-credentials") is not False:
                 yield f"{name}: checkout must not keep credentials: persist-credentials: false"
+
+
+def _runners(workflow: dict[Any, Any], text: str) -> Iterator[str]:
+    for name, job in workflow["jobs"].items():
+        labels = job.get("runs-on")
+        hosted = isinstance(labels, str) and labels in HOSTED
+        if not hosted and not GUARD.fullmatch(_condition(job)):
+            yield f"{name}: {labels} is no runner of GitHub's: no pull request from elsewhere may get there"
+
+
+def _condition(job: dict[str, Any]) -> str:
+    words = " ".join(str(job.get("if", "")).split())
+    wrapped = re.fullmatch(r"\$\{\{ ?([^{}]*?) ?\}\}", words)
+    return wrapped[1] if wrapped else words
 
 
 def _pins(workflow: dict[Any, Any], text: str) -> Iterator[str]:
@@ -122,16 +154,15 @@ def _strangers(workflow: dict[Any, Any], text: str) -> Iterator[str]:
     if re.search(r"\bsecrets\b|\bgithub\.token\b", text):
         yield "a pull request may hold code from outside: it gets no secret"
     for name, job in workflow["jobs"].items():
-        if set((job.get("permissions") or {}).values()) - {"read", "none"}:
+        rights = job.get("permissions")
+        if isinstance(rights, dict) and set(rights.values()) - {"read", "none"}:
             yield f"{name}: a pull request may write nothing"
-        guarded = "head.repo.full_name == github.repository" in str(job.get("if"))
-        if "self-hosted" in str(job.get("runs-on")) and not guarded:
-            yield f"{name}: a runner of our own takes no pull request from another repository"
 
 
 RULES: tuple[Callable[[dict[Any, Any], str], Iterator[str]], ...] = (
     _whole,
     _jobs,
+    _runners,
     _pins,
     _strangers,
 )
@@ -140,7 +171,7 @@ RULES: tuple[Callable[[dict[Any, Any], str], Iterator[str]], ...] = (
 def _events(workflow: dict[Any, Any]) -> set[str]:
     # YAML 1.1 reads the word `on` as true.
     events = workflow.get(True, workflow.get("on"))
-    return {events} if isinstance(events, str) else set(events)
+    return {events} if isinstance(events, str) else set(events or [])
 
 
 def called(workflow: dict[Any, Any]) -> set[str]:
@@ -148,18 +179,23 @@ def called(workflow: dict[Any, Any]) -> set[str]:
 
     Args:
         workflow: the workflow; ``make "$TARGET"`` calls the ``target`` of each row of the matrix.
+            A word after one in a script is read as a target too, wherever it stands: better one too many.
 
     Returns:
         Their names.
     """
     found: set[str] = set()
     for job in workflow["jobs"].values():
-        for line in "\n".join(step.get("run", "") for step in job["steps"]).splitlines():
-            command, *words = line.split() or [""]
-            if command == "make":
-                found |= {word for word in words if re.fullmatch(r"[a-z][\w-]*", word)}
-        rows = job.get("strategy", {}).get("matrix", {}).get("include", [])
-        found |= {row["target"] for row in rows if "target" in row}
+        for step in job.get("steps", []):
+            script = re.sub(r"^\s*#.*", "", step.get("run", "").replace("\\\n", " "), flags=re.M)
+            words = " ".join(_MAKE.findall(script)).split()
+            found |= {word for word in (w.strip("\"'`") for w in words) if _TARGET.fullmatch(word)}
+        matrix = (job.get("strategy") or {}).get("matrix")
+        if isinstance(matrix, dict):
+            rows = matrix.get("include", [])
+            found |= {row["target"] for row in rows if "target" in row} | {
+                *matrix.get("target", [])
+            }
     return found
 
 
@@ -172,7 +208,7 @@ def targets(makefile: str) -> set[str]:
     Returns:
         The names at the start of a line.
     """
-    return set(re.findall(r"^([a-z][\w-]*):(?!=)", makefile, re.MULTILINE))
+    return set(re.findall(rf"^({_TARGET.pattern}):(?!=)", makefile, re.MULTILINE))
 
 
 if __name__ == "__main__":

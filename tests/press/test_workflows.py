@@ -114,8 +114,7 @@ def test_a_repository_without_workflows_is_not_clean(repository, capsys):
     assert "holds no workflow" in capsys.readouterr().err
 
 
-RUNNER = "[self-hosted, gpu]"
-GUARD = "github.event.pull_request.head.repo.full_name == github.repository"
+OWN = "github.event.pull_request.head.repo.full_name == github.repository"
 
 
 @pytest.mark.parametrize(
@@ -125,8 +124,8 @@ GUARD = "github.event.pull_request.head.repo.full_name == github.repository"
         ("permissions: {}\n", "permissions:\n  contents: read\n", "must stand at the top"),
         ("-euo pipefail", "-e", "the default shell must be bash -euo pipefail {0}"),
         ("concurrency:", "env:", "needs a concurrency group"),
-        ("  pull_request:", "  pull_request_target:", "pull_request_target: it runs code"),
-        ("  pull_request:", "  pull_request:\n  workflow_run:", "workflow_run: it runs code"),
+        ("  pull_request:", "  pull_request_target:", "pull_request_target: it may run code"),
+        ("  pull_request:", "  pull_request:\n  workflow_run:", "workflow_run: it may run code"),
         ("    timeout-minutes: 5\n", "", "one: it needs timeout-minutes"),
         ("    permissions:\n      contents: read", "    env:\n      c: read", "one: it needs perm"),
         ("persist-credentials: false", "fetch-depth: 0", "must not keep credentials"),
@@ -134,12 +133,28 @@ GUARD = "github.event.pull_request.head.repo.full_name == github.repository"
         ("@08c6903cd8c0fde910a37f88322edcfb5dd907a8 # v5.0.0", "@v5", "checkout@v5: pin"),
         (" # v5.0.0", "", "name the version in a comment"),
         ("contents: read", "contents: write", "one: a pull request may write nothing"),
+        ("  pull_request:", "  pull_request_review:", "pull_request_review: it may run code"),
+        ("permissions:\n      contents: read", "permissions: write-all", "not write-all"),
+        ("permissions:\n      contents: read", "permissions: read-all", "not read-all"),
+        (
+            "  pull_request:\n\npermissions: {}\n",
+            "  pull_request:\n\npermissions: write-all\n",
+            "at the top",
+        ),
+        (
+            "defaults:\n  run:\n    shell: bash -euo pipefail {0}\n",
+            "defaults:\n",
+            "the default shell",
+        ),
+        (
+            "    timeout-minutes: 5\n",
+            "    timeout-minutes: 5\n    if: failure()\n",
+            "ask for its result",
+        ),
         ("make check", "echo ${{ secrets.X }}", "it gets no secret"),
         ("make check", "echo ${{ github.token }}", "it gets no secret"),
-        ("ubuntu-latest", RUNNER, "takes no pull request from another repository"),
         ("make check", "make chek", "make chek: the Makefile has no such target"),
         ("make check", "make X=1 check PY", None),
-        ("ubuntu-latest", f"{RUNNER}\n    if: {GUARD}", None),
         ("  pull_request:", "  push:", None),
     ],
 )
@@ -150,6 +165,103 @@ def test_the_rules_of_this_house(repository, old, new, fault):
     assert found == [] if fault is None else len(found) == 1 and fault in found[0], found
 
 
+RUNNERS = [
+    "[self-hosted, gpu]",
+    "self-hosted",
+    "${{ vars.GPU_RUNNER }}",
+    "[ubuntu-latest, gpu]",
+    "{group: gpu}",
+    "ubuntu-lastest",
+]
+ELSEWHERE = "is no runner of GitHub's: no pull request from elsewhere may get there"
+
+
+def found_of(condition, runner="self-hosted"):
+    job = f"runs-on: {runner}\n    if: {json.dumps(condition)}"
+    return workflows.faults(GOOD.replace("runs-on: ubuntu-latest", job), {"check"})
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_only_the_guarded_job_leaves_githubs_runners(runner):
+    (fault,) = workflows.faults(GOOD.replace("ubuntu-latest", runner), {"check"})
+    assert fault.startswith("one: ")
+    assert fault.endswith(ELSEWHERE)
+    assert found_of(OWN, runner) == []
+
+
+def test_the_guard_is_asked_for_whatever_starts_the_workflow():
+    text = GOOD.replace("  pull_request:", "  push:").replace("ubuntu-latest", "self-hosted")
+    assert [fault.endswith(ELSEWHERE) for fault in workflows.faults(text, {"check"})] == [True]
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        f"vars.X != '' && {OWN} && github.event.label.name == 'gpu'",
+        f"${{{{ {OWN} }}}}",
+        f"vars.X != '' && (github.event_name != 'pull_request' || ({OWN}))",
+        f"(github.event_name != 'pull_request' ||\n(vars.A == 'b' && {OWN})) && vars.X != ''",
+    ],
+)
+def test_a_guard_that_holds_is_taken(condition):
+    assert found_of(condition) == []
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "vars.X != ''",
+        f"always() || {OWN}",
+        f"{OWN} || always()",
+        f"vars.A == 'b' || {OWN}",
+        f"vars.A == 'b' && vars.B == 'c' || {OWN}",
+        f"!({OWN})",
+        f"vars.X != '' && !({OWN} && vars.A == 'b')",
+        OWN.replace("==", "!="),
+        f"{OWN} == false",
+        f"github.event_name == 'pull_request' || ({OWN})",
+        f"(github.event_name != 'pull_request' || ({OWN})) || vars.X != ''",
+        f"(github.event_name != 'push' || ({OWN}))",
+        f"${{{{ vars.X }}}} && {OWN}",
+        f"'a && {OWN} && b'",
+        f"x.{OWN}",
+        f"{OWN}_owner",
+    ],
+)
+def test_a_guard_with_a_way_round_it_is_none(condition):
+    assert [fault.endswith(ELSEWHERE) for fault in found_of(condition)] == [True]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "make nope",
+        "cd x && make nope",
+        "cd x; make check nope",
+        "if make nope; then :; fi",
+        "A=1 make -k nope",
+        "make check && make nope",
+        "make check\nmake nope",
+        "make \\\n  nope",
+        "make X=$(date +%s) nope",
+        "x=$(make nope)",
+        "bash -c 'make nope'",
+        'make "$TARGET" "nope"',
+        "/usr/bin/make nope",
+    ],
+)
+def test_a_target_is_found_wherever_it_is_called(script):
+    assert "nope" in workflows.called({"jobs": {"a": {"steps": [{"run": script}]}}})
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["# make nope", "cmake nope", "make-do nope", "make X=nope", "make; nope", "make >nope"],
+)
+def test_what_calls_no_target_names_none(script):
+    assert workflows.called({"jobs": {"a": {"steps": [{"run": script}]}}}) == set()
+
+
 def test_what_the_house_finds_turns_it_red(repository, capfd):
     broken(repository, "make check", "make chek")
     assert workflows.main(repository) == 1
@@ -158,8 +270,11 @@ def test_what_the_house_finds_turns_it_red(repository, capfd):
 
 def test_a_matrix_of_targets_is_called():
     rows = [{"target": "audit"}, {"target": "x", "part": "1/2"}, {"python": "3.11"}]
-    workflow = {"jobs": {"a": {"steps": [], "strategy": {"matrix": {"include": rows}}}}}
-    assert workflows.called(workflow) == {"audit", "x"}
+    matrix = {"include": rows, "target": ["y", "z"]}
+    workflow = {"jobs": {"a": {"steps": [], "strategy": {"matrix": matrix}}}}
+    assert workflows.called(workflow) == {"audit", "x", "y", "z"}
+    workflow["jobs"]["a"]["strategy"]["matrix"] = "${{ fromJSON(vars.X) }}"
+    assert workflows.called(workflow) == set()
 
 
 def test_the_parts_of_the_mutants_are_all_mutants():
@@ -187,6 +302,31 @@ def test_ci_has_the_pinned_torch_and_the_oldest_that_the_code_supports():
     assert {"python-version": "3.11"} in [step.get("with") for step in jobs["everything"]["steps"]]
 
 
+@pytest.mark.parametrize("name", ["colab", "scheduled"])
+def test_a_weekly_job_is_reported_unless_it_succeeded(name):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())
+    report = workflow["jobs"].pop("report")
+    (needed,) = workflow["jobs"]
+    assert report["needs"] == needed
+    assert report["if"] == f"always() && needs.{needed}.result != 'success'"
+    assert workflow["concurrency"]["cancel-in-progress"] is False
+
+
+@pytest.mark.parametrize("name", ["colab", "publish"])
+def test_what_readers_get_is_built_with_the_address(name):
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / f"{name}.yml").read_text())["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    building = [
+        s for s in steps if re.search(r"make .*(colab$|reproducible|site)", s.get("run", ""))
+    ]
+    assert len(building) == {"colab": 1, "publish": 2}[name]
+    for step in building:
+        assert step["env"] == {
+            "GRADBOOK_REPOSITORY": "${{ github.server_url }}/${{ github.repository }}",
+            "GRADBOOK_SITE": "${{ vars.SITE }}",
+        }
+
+
 def test_only_what_runs_alone_may_publish():
     text = (ROOT / ".github" / "workflows" / "publish.yml").read_text()
     jobs = yaml.safe_load(text)["jobs"]
@@ -209,12 +349,12 @@ if [ "$2" = list ]; then cat "$ISSUES"; fi
 @pytest.mark.parametrize(
     ("issues", "call"),
     [
-        ([], "issue create --title The book fails --body It failed in "),
+        ([], "issue create --title The book fails --body It failed, "),
         (
             [{"number": 4, "title": "The book fails again"}],
             "issue create --title The book fails --b",
         ),
-        ([{"number": 7, "title": "The book fails"}], "issue comment 7 --body It failed in "),
+        ([{"number": 7, "title": "The book fails"}], "issue comment 7 --body It failed, "),
     ],
 )
 def test_a_failure_is_reported_in_one_issue(tmp_path, issues, call):
