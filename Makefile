@@ -211,6 +211,7 @@ audit: $(READY) ## ask whether a version that the book installs is known to be u
 tag: ## refuse a tag that is not the version's (TAG=v1.2.3)
 	@version=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml); \
 		test "$(TAG)" = "v$$version" || { echo "$(TAG) is no tag of version $$version"; exit 1; }
+	@! grep -q '^## Unreleased' CHANGELOG.md || { echo "CHANGELOG.md still says Unreleased"; exit 1; }
 
 .PHONY: zip
 zip: $(READY) ## pack the built site to be read offline, with its SHA-256
