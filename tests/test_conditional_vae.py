@@ -3,8 +3,19 @@ import torch
 from torch import distributions
 
 from gradbook import conditional_vae, normal_vae
-from gradbook.noise import standard_normal
+from gradbook import noise as of_the_book
 from gradbook.normal_vae import Posterior
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
+
+
+def standard_normal(*shape, seed):
+    """On the CPU, where the images are."""
+    return of_the_book.standard_normal(*shape, seed=seed).cpu()
+
 
 MEANS = standard_normal(3, 2, seed=1)
 LABELS = torch.tensor([2, 0, 1, 2, 2])
@@ -56,8 +67,7 @@ def test_class_means_get_a_gradient():
     torch.testing.assert_close(means.grad, expected)
 
 
-def test_training_moves_means_apart_and_raises_the_bound(monkeypatch):
-    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
+def test_training_moves_means_apart_and_raises_the_bound():
     model, (x, labels) = small_model(), two_kinds(200)
     noise = standard_normal(200, 2, seed=5).float()
     before = conditional_vae.elbo(model, torch.zeros(2, 2), x, labels, noise).mean()
@@ -69,8 +79,7 @@ def test_training_moves_means_apart_and_raises_the_bound(monkeypatch):
     assert (torch.cdist(codes, means).argmin(1) == labels).all()
 
 
-def test_the_seed_decides_the_training(monkeypatch):
-    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
+def test_the_seed_decides_the_training():
     x, labels = two_kinds(40)
     runs = [
         conditional_vae.fit(small_model(), x, labels, 2, seed=s, steps=3, batch=10)

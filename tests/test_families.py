@@ -11,6 +11,11 @@ from gradbook import families
 from gradbook.families import Model, Player, Recipe
 
 
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 

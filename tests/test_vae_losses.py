@@ -1,11 +1,17 @@
 """Losses that draw their own noise, against the losses of a noise that is passed in."""
 
+import pytest
 import torch
 
 from gradbook import vae, vae_gradients, vae_losses, vae_training
 from gradbook.vae_losses import Code
 
 CODE = Code(latents=2, classes=3)
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch):
+    monkeypatch.setenv("GRADBOOK_DEVICE", "cpu")
 
 
 def generator(seed=0):

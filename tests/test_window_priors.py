@@ -104,6 +104,13 @@ def test_what_is_told_of_a_window_is_its_place():
     assert windowed.blind(3, 5, SIZES, 7).prefix_of(6, 9)(where).shape == (0, 8)
 
 
+def test_what_is_told_is_on_the_device_of_the_prior(monkeypatch):
+    # No vectors at all must be there too: a GPU adds no empty tensor of the CPU's.
+    monkeypatch.setattr(windowed, "places", lambda tops, *_: tops.new_zeros(1, 2))
+    told = windowed.blind(3, 5, SIZES, 7).to("meta").prefix_of(6, 9)
+    assert told(sliding.window(0, 0, 6, 9, 3)).device.type == "meta"
+
+
 def striped(n, seed=0):
     """Grids whose code is their column's number, at odds of nine to one: the place tells all."""
     noise = integers(n, 3, 6, count=6, seed=seed)
