@@ -25,9 +25,8 @@ SHELL = "bash -euo pipefail {0}"
 EVENTS = {"push", "pull_request", "schedule", "workflow_dispatch"}
 HOSTED = {"ubuntu-latest", "macos-latest", "windows-latest"}
 PINNED = re.compile(r"[\w.-]+(/[\w.-]+)+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
-# The one form of condition under which a job may leave GitHub's runners: comparisons that must all
-# hold, _OWN among them, or _OWN asked of pull requests alone. Anything looser, above all another `||`,
-# may let a fork in.
+# The one form of condition under which a job may leave GitHub's runners: comparisons that must all hold, _OWN
+# among them, or _OWN asked of pull requests alone. Anything looser, above all another `||`, may let one in.
 _ATOM = r"[\w.]+ [!=]= (?:'[\w-]*'|[\w.]+)"
 _OWN = r"github\.event\.pull_request\.head\.repo\.full_name == github\.repository"
 _ALL = rf"(?:{_ATOM} && )*{_OWN}(?: && {_ATOM})*"
