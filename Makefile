@@ -89,7 +89,7 @@ test-all: data lint book
 test-gpu: device data
 	$(PY) -m press.notebooks --check
 	$(NBVAL) -n 1 chapters/*.ipynb
-	$(PYTEST) -n 1 --dist loadfile -m "not slow" --ignore tests/press
+	$(PYTEST) -n 1 --dist loadfile --ignore tests/press
 
 # Nothing falls back to the CPU where a GPU was asked for; DEVICE=cpu tries the path without one.
 test-gpu gpu-record: export GRADBOOK_DEVICE := $(or $(DEVICE),cuda)

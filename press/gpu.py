@@ -80,7 +80,8 @@ def join(records: list[dict]) -> dict:
     """Make one record of several, as they come back from a machine that ran chapters in turns.
 
     Args:
-        records: of one device, card, torch and commit; where two hold a chapter, the last counts.
+        records: of one device, card, torch and commit; where two hold a chapter that
+            ran to its end, the last counts, and one that ended counts before one that stopped.
 
     Returns:
         A record with the head of the last.

@@ -113,3 +113,10 @@ def test_the_times_of_an_experiment_on_times_are_left_out():
     found = dict(rerun.numbers({"plain": 1.0, "short": 2}, ("seconds", "plain")))
     assert found == {("short",): 2}
     assert {path.stem for path in records.experiments()} >= set(rerun.TIMED_OF)
+
+
+def test_what_an_experiment_on_times_measures_is_left_out_of_the_comparison(rooms, monkeypatch):
+    write(rooms[0] / "quick.py", value=99)
+    assert rerun.main(["quick"], *rooms) == 1
+    monkeypatch.setattr(rerun, "TIMED_OF", {"quick": ("value",)})
+    assert rerun.main(["quick"], *rooms) == 0
