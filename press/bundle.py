@@ -28,6 +28,8 @@ from press.wheels import PipError, build, download, pins
 FOLDER = ROOT / "_build" / "gpu"
 # What runs a chapter, besides what the chapter itself imports.
 RUNNER = frozenset({"nbclient", "nbformat", "jupytext", "ipykernel", "tqdm", "matplotlib-inline"})
+# A kernel runs without its debugger, which would push the first chapters out of part 1.
+LEFT_OUT = frozenset({"debugpy"})
 BOOK = ("chapters", "code", "press", "records")
 RESERVE = 2**19  # of part 1, for run.py and plan.json
 MIB = 2**20
@@ -145,7 +147,7 @@ def collect(python: str, work: Path) -> tuple[dict[str, Path], dict, dict, set[s
     asked = {name: needs.distributions_of(page) for name, page in pages.items()}
     needed = {name: needs.closed(found, python) for name, found in asked.items()}
     weights = {name: needs.weights_of(page) for name, page in pages.items()}
-    runner = needs.closed(RUNNER, python)
+    runner = needs.closed(RUNNER, python) - LEFT_OUT
     pinned, everything = pins(ROOT, python), runner.union(*needed.values(), *weights.values())
     if unpinned := sorted(everything - pinned.keys()):
         raise PipError(f"no pin for {', '.join(unpinned)}")
