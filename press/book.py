@@ -15,6 +15,7 @@ from press.address import address
 from press.paths import ROOT
 
 COLAB = ROOT / "_build" / "colab"
+ENVIRONMENT = ROOT / "_build" / ".doctrees" / "environment.pickle"
 
 
 def builder(*arguments: str) -> list[str]:
@@ -40,6 +41,8 @@ def colab() -> None:
     shutil.rmtree(COLAB, ignore_errors=True)
     _run([sys.executable, "-m", "press.pages"])
     _run(builder("--builder", "custom", "--custom-builder", "colab"))
+    # What this build has read again the site's would take for written: it must read all anew.
+    ENVIRONMENT.unlink(missing_ok=True)
     if address() is None:
         wheels.build(ROOT, COLAB)
 

@@ -11,6 +11,7 @@ def asked(tmp_path, monkeypatch):
     found = []
     monkeypatch.setattr(book, "_run", found.append)
     monkeypatch.setattr(book, "COLAB", tmp_path / "colab")
+    monkeypatch.setattr(book, "ENVIRONMENT", tmp_path / "environment.pickle")
     monkeypatch.setattr(book.wheels, "build", lambda *where: found.append(("wheel", *where)))
     monkeypatch.setattr(book, "address", lambda: None)
     return found
@@ -30,6 +31,19 @@ def test_the_notebooks_come_before_the_site_that_offers_them(asked, tmp_path):
     assert book.main([]) == 0
     assert kinds(asked) == ["pages", "colab", "wheel", "html"]
     assert not (tmp_path / "colab").exists()
+
+
+def test_the_site_reads_anew_what_the_notebooks_have_read(asked, tmp_path, monkeypatch):
+    def run(command):
+        asked.append(command)
+        if "--custom-builder" in command:
+            (tmp_path / "environment.pickle").touch()
+        elif "--nitpick" in command:
+            assert not (tmp_path / "environment.pickle").exists()
+
+    monkeypatch.setattr(book, "_run", run)
+    assert book.main([]) == 0
+    assert kinds(asked)[-1] == "html"
 
 
 def test_notebooks_alone(asked):
