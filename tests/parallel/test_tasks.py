@@ -1,5 +1,6 @@
 """Tasks: the system's list against Python's, status files, registers of waiting threads."""
 
+import gc
 import os
 import threading
 import time
@@ -78,13 +79,14 @@ def test_threads_that_wait_stand_at_one_place_of_the_code_on_stacks_of_their_own
 
 
 def test_no_thread_or_pipe_is_left():
+    gc.collect()  # what earlier tests opened may be closed at any time
     files = len(os.listdir("/proc/self/fd"))
     threads = threading.active_count()
     tasks.waiting_places(2)
     with pytest.raises(TimeoutError):
         tasks.waiting_places(1, timeout=0)
     assert threading.active_count() == threads
-    assert len(os.listdir("/proc/self/fd")) == files
+    assert len(os.listdir("/proc/self/fd")) <= files
 
 
 def test_a_name_that_is_cut_within_a_letter_is_read():
