@@ -244,6 +244,7 @@ def main(arguments: list[str]) -> int:
     names = parser.parse_args(arguments).names or list(sets)
     if unknown := [name for name in names if name not in sets]:
         parser.error(f"no such data: {', '.join(unknown)}; there are {', '.join(sets)}")
+    # A list, so that one that fails does not keep the others from being tried.
     return int(any([not _brought(sets[name]) for name in names]))
 
 
